@@ -1,0 +1,118 @@
+"""Audio files and arrays → mono float32 at 16 kHz, and back; bad input is told in one line."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from bagpiper_jax.errors import UserError
+
+SAMPLE_RATE = 16_000
+MIN_SECONDS = 0.1
+MAX_SECONDS = 30.0
+_SILENCE = 1e-5  # −100 dB of full scale
+
+
+def load_audio(path: str | os.PathLike) -> np.ndarray:
+    """Reads any file that libsndfile reads: first channel, resampled to 16 kHz.
+
+    Args:
+      path: WAV, FLAC, Ogg, MP3, AIFF, …; 0.1 to 30 seconds.
+
+    Returns:
+      float32 [S].
+
+    Raises:
+      UserError: missing, empty, corrupt, silent, too short or too long audio.
+    """
+    import soundfile
+
+    if not os.path.isfile(path):
+        raise UserError(f"there is no audio file {path}")
+    if os.path.getsize(path) == 0:
+        raise UserError(f"{path} is empty: give a recording")
+    try:
+        with soundfile.SoundFile(path) as f:
+            if f.samplerate <= 0:
+                raise UserError(f"{path} states a sample rate of {f.samplerate} Hz: it is damaged")
+            # an enormous header must not cost its size in memory
+            limit = int(f.samplerate * (MAX_SECONDS + 1))
+            wav = f.read(limit, dtype="float32", always_2d=True)
+            rate = f.samplerate
+    except (soundfile.LibsndfileError, RuntimeError) as e:
+        raise UserError(f"{path} cannot be read as audio: {e}") from e
+    return prepare_audio(wav, rate, name=str(path))
+
+
+def prepare_audio(wav: np.ndarray, sample_rate: int, *, name: str = "the clip") -> np.ndarray:
+    """Checks a waveform and brings it to the model's form.
+
+    Args:
+      wav: float [S] or [S, channels]; the first channel is used, as the reference does.
+      sample_rate: in Hz.
+      name: for messages.
+
+    Returns:
+      float32 [S'] at 16 kHz.
+
+    Raises:
+      UserError: not finite, silent, too short or too long.
+    """
+    wav = np.asarray(wav, np.float32)
+    if wav.ndim == 2:
+        wav = wav[:, 0]
+    if wav.ndim != 1:
+        raise UserError(f"{name} must be [samples] or [samples, channels], not {wav.shape}")
+    if sample_rate <= 0:
+        raise UserError(f"{name} has a sample rate of {sample_rate} Hz: state the true one")
+    seconds = len(wav) / sample_rate
+    if seconds < MIN_SECONDS:
+        raise UserError(f"{name} lasts {seconds:.3f} s: give at least {MIN_SECONDS} s")
+    if seconds > MAX_SECONDS:
+        raise UserError(f"{name} is longer than {MAX_SECONDS:.0f} s: cut it first")
+    if not np.isfinite(wav).all():
+        raise UserError(f"{name} holds samples that are not finite: it is damaged")
+    if np.abs(wav).max() < _SILENCE:
+        raise UserError(f"{name} is silent in its first channel: give a recording with sound")
+    if sample_rate != SAMPLE_RATE:
+        import librosa
+
+        wav = librosa.resample(wav, orig_sr=sample_rate, target_sr=SAMPLE_RATE)
+    return np.ascontiguousarray(wav, np.float32)
+
+
+def writable_format(path: str | os.PathLike) -> str:
+    """The libsndfile format of a file's ending.
+
+    Raises:
+      UserError: the ending is no audio format, or the directory does not exist.
+    """
+    import soundfile
+
+    kind = os.path.splitext(path)[1].lstrip(".").upper()
+    if kind not in soundfile.available_formats():
+        raise UserError(f"{path}: choose an ending such as .wav, .flac or .ogg")
+    directory = os.path.dirname(path) or "."
+    if not os.path.isdir(directory):
+        raise UserError(f"{path}: there is no directory {directory}")
+    return kind
+
+
+def save_audio(path: str | os.PathLike, wav: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
+    """Writes a mono file in the format of its ending; it appears only when it is whole.
+
+    Raises:
+      UserError: the ending is no audio format, or the place cannot be written.
+    """
+    import soundfile
+
+    kind = writable_format(path)
+    partial = f"{path}.tmp"
+    try:
+        soundfile.write(partial, wav, sample_rate, format=kind)
+        os.replace(partial, path)
+    except (OSError, soundfile.LibsndfileError) as e:
+        if os.path.exists(partial):
+            os.remove(partial)
+        raise UserError(f"cannot write {path}: {e}") from e

@@ -1,0 +1,168 @@
+"""The `bagpiper` command."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+
+from bagpiper_jax.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a subcommand; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.command is not _train:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    args.rest = rest
+    try:
+        args.command(args)
+    except UserError as e:
+        print(f"bagpiper: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bagpiper: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bagpiper", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    describe = commands.add_parser("describe", help="write a caption for a recording")
+    describe.set_defaults(command=_describe)
+    describe.add_argument("audio", help="any audio file of 0.1 to 30 s")
+    _add_model(describe)
+    describe.add_argument("--temperature", type=float, help="0 is greedy (default of the model)")
+
+    render = commands.add_parser("render", help="make audio from a caption")
+    render.set_defaults(command=_render)
+    render.add_argument("caption", help="what is to be heard")
+    render.add_argument("-o", "--out", required=True, help="file to write: .wav, .flac, .ogg")
+    _add_model(render)
+    render.add_argument("--temperature", type=float, help="0 is greedy (default of the model)")
+    render.add_argument("--cfg", type=float, help="guidance scale, 1 is none")
+    render.add_argument("--min-rows", type=int, help="rows of 20 ms before the audio may end")
+
+    train = commands.add_parser(
+        "train",
+        help="train, or resume, a run",
+        epilog="any setting of the config can be overridden: --config.KEY=VALUE",
+    )
+    train.set_defaults(command=_train)
+    train.add_argument("--config", required=True, help="an ml_collections file of experiments/")
+    train.add_argument("--workdir", required=True, help="where everything of the run goes")
+
+    release = commands.add_parser("release", help="write a run's weights as a small directory")
+    release.set_defaults(command=_release)
+    release.add_argument("workdir", help="of the run")
+    release.add_argument("out", help="directory to write")
+
+    evaluate = commands.add_parser("evaluate", help="measure a checkpoint on held-out scenes")
+    evaluate.set_defaults(command=_evaluate)
+    evaluate.add_argument("--checkpoint", help="release or workdir (default: embedded mini model)")
+    evaluate.add_argument("--corpus", default="data/mini", help="directory of the mini corpus")
+    evaluate.add_argument("--out", required=True, help="where results go")
+    evaluate.add_argument("--split", default="test_a", choices=("dev", "test_a", "test_b"))
+    evaluate.add_argument("--scenes", type=int, default=300, help="scenes to describe")
+    evaluate.add_argument("--renders", type=int, default=100, help="strings to render, a kind")
+    evaluate.add_argument("--seed", type=int, default=0)
+
+    demo = commands.add_parser("demo", help="short training, then a report of the mini model")
+    demo.set_defaults(command=_demo)
+    demo.add_argument("--out", default="runs/demo", help="where the report goes")
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", help="release or workdir (default: embedded mini model)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+
+
+def _describe(args) -> None:
+    from bagpiper_jax.audio import load_audio
+
+    wav = load_audio(args.audio)  # before JAX starts: bad files are told at once
+    pipeline = _pipeline(args)
+    settings = _override(pipeline.sampling["text"], temperature=args.temperature)
+    print(pipeline.describe(wav, sampling=settings, seed=args.seed))
+
+
+def _render(args) -> None:
+    from bagpiper_jax.audio import save_audio, writable_format
+
+    writable_format(args.out)
+    pipeline = _pipeline(args)
+    settings = _override(
+        pipeline.sampling["audio"],
+        temperature=args.temperature,
+        cfg=args.cfg,
+        min_rows=args.min_rows,
+    )
+    wav = pipeline.render(args.caption, sampling=settings, seed=args.seed)
+    save_audio(args.out, wav, pipeline.codec.sample_rate)
+    print(f"{args.out}: {len(wav) / pipeline.codec.sample_rate:.2f} s")
+
+
+def _pipeline(args):
+    from bagpiper_jax.inference.pipeline import load
+    from bagpiper_jax.release import MINI
+
+    return load(args.checkpoint or MINI)
+
+
+def _override(settings, **values):
+    return dataclasses.replace(settings, **{k: v for k, v in values.items() if v is not None})
+
+
+def _train(args) -> None:
+    try:
+        from bagpiper_jax.training.config import load_config
+        from bagpiper_jax.training.loop import train
+    except ImportError as e:
+        raise UserError(f"training needs: pip install 'bagpiper_jax[train]' ({e})") from e
+    run = load_config(["--config", args.config, *args.rest])
+    from bagpiper_jax.samples import SceneSamples
+
+    train(run, args.workdir, SceneSamples)
+
+
+def _release(args) -> None:
+    from bagpiper_jax.release import load_assets, load_weights, save_release, weight_shapes
+
+    assets = load_assets(args.workdir)
+    weights = load_weights(args.workdir, weight_shapes(assets.config))
+    save_release(args.out, weights, assets)
+    size = sum(os.path.getsize(os.path.join(args.out, f)) for f in os.listdir(args.out))
+    print(f"{args.out}: {size / 2**20:.1f} MB")
+
+
+def _evaluate(args) -> None:
+    try:
+        from bagpiper_jax.evaluation.mini_probes import evaluate
+    except ImportError as e:
+        raise UserError(f"evaluation needs: pip install 'bagpiper_jax[eval]' ({e})") from e
+    from bagpiper_jax.release import MINI
+
+    evaluate(
+        args.checkpoint or MINI,
+        args.out,
+        corpus_dir=args.corpus,
+        split=args.split,
+        scenes=args.scenes,
+        renders=args.renders,
+        seed=args.seed,
+    )
+
+
+def _demo(args) -> None:
+    from bagpiper_jax.evaluation.demo import run_demo
+
+    run_demo(args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

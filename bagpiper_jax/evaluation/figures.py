@@ -1,0 +1,106 @@
+"""The figures of an evaluation that have targets, and evaluations side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from bagpiper_jax.errors import UserError
+
+RESULTS_FILE = "results.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A figure with a target: where it lies in the results, and what it must not pass."""
+
+    name: str
+    path: tuple[str, ...]
+    limit: float
+    at_most: bool = True
+    percent: bool = True
+
+    def met(self, value: float) -> bool:
+        """Whether a value reaches the target."""
+        return value <= self.limit if self.at_most else value >= self.limit
+
+
+TARGETS = (
+    Target(
+        "Quoted digit and letter strings, word error rate",
+        ("understanding", "wer", "spelled"),
+        0.03,
+    ),
+    Target("Events named, F1", ("understanding", "events_f1"), 0.95, False, False),
+    Target(
+        "The same strings, given another scene's audio (control)",
+        ("understanding", "control", "wer", "spelled"),
+        0.90,
+        False,
+    ),
+    Target(
+        "Rendered digit strings, word error rate by Whisper",
+        ("rendering", "wer", "rendered", "digits"),
+        0.10,
+    ),
+    Target(
+        "Prompts through the codec, word error rate by Whisper",
+        ("codec", "wer", "reconstruction"),
+        0.05,
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """An evaluation as written by `evaluate`, with a heading for its column."""
+
+    name: str
+    results: dict[str, Any]
+
+    def get(self, *path: str) -> Any:
+        """A figure, or None where it was not measured."""
+        value: Any = self.results
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+
+def committed(checkpoint: str) -> list[Evaluation]:
+    """The full evaluation that lies beside a checkpoint, if there is one.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = os.path.join(checkpoint, RESULTS_FILE)
+    try:
+        with open(path, encoding="utf-8") as file:
+            results = json.load(file)
+        return [Evaluation(f"full evaluation of {results['date']}", results)]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): run `bagpiper evaluate` again") from error
+
+
+def key_figures(evaluations: Sequence[Evaluation]) -> list[str]:
+    """The figures that have targets, as lines for a terminal."""
+    lines = []
+    for target in TARGETS:
+        for evaluation in evaluations:
+            interval = evaluation.get(*target.path)
+            if interval:
+                scale, form = (100, "{:.1f} %") if target.percent else (1, "{:.3f}")
+                value, low, high, limit = (
+                    form.format(scale * x)
+                    for x in (interval["value"], interval["low"], interval["high"], target.limit)
+                )
+                bound = "at most" if target.at_most else "at least"
+                lines.append(
+                    f"{target.name}: {value} ({low} to {high}, n = {interval['count']}; "
+                    f"target {bound} {limit}; {evaluation.name})"
+                )
+    return lines

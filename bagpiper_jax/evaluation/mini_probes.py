@@ -1,0 +1,186 @@
+"""Understanding probe: the captions that a model writes for held-out scenes against the scenes.
+
+The truth is known exactly, since scenes are composed. `rendering_probe` is the other direction.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.evaluation import text_metrics
+from bagpiper_jax.evaluation.text_metrics import DIGITS, Errors, align_quotes
+from bagpiper_jax.input_pipeline.scenes import (
+    Corpus,
+    Parsed,
+    Scene,
+    parse_caption,
+    plan_scene,
+    render_scene,
+    truth,
+)
+from bagpiper_jax.input_pipeline.scenes.scene import SPELLED
+
+KINDS = (*SPELLED, "phrase")
+GROUPS = {"spelled": SPELLED, **{kind: (kind,) for kind in KINDS}}
+CHUNK = 20  # clips or captions handed to the pipeline at once, one compiled shape
+
+
+class Generator(Protocol):
+    """What the probes ask of `inference.pipeline.Pipeline`."""
+
+    def describe_batch(self, wavs, *, sampling, seed=0) -> list[str]:
+        """Captions of clips, float32 [S] at 16 kHz."""
+
+    def render_batch(self, texts, *, sampling, seed=0) -> list[np.ndarray]:
+        """Clips, float32 [S] at 16 kHz, of captions."""
+
+
+def labels(corpus: Corpus) -> tuple[str, ...]:
+    """Every sound and music label of the corpus, of both pools."""
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(corpus.labels.values())))
+
+
+def in_chunks(call: Callable[[Sequence], list], items: Sequence, name: str) -> list:
+    """call on CHUNK items after the other, with a progress bar."""
+    out: list = []
+    with tqdm(total=len(items), desc=name, unit="clip") as bar:
+        for start in range(0, len(items), CHUNK):
+            part = items[start : start + CHUNK]
+            out.extend(call(part))
+            bar.update(len(part))
+    return out
+
+
+def understanding_probe(
+    generator: Generator,
+    corpus: Corpus,
+    sampling: Any,
+    *,
+    split: str,
+    profile: str = "scene",
+    count: int = 300,
+    seed: int = 1,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Captions of held-out scenes, scored against the scenes.
+
+    The control scores each scene against the caption written for the next one, so for other audio:
+    what it gets right there, it guessed.
+
+    Args:
+      generator: a pipeline.
+      sampling: for text.
+      split: of the scenes, see `scenes.splits`.
+      profile: of the scenes.
+      count: scenes, at least two.
+      seed: of scenes, sampling and intervals.
+
+    Returns:
+      the figures, and one item per scene.
+
+    Raises:
+      UserError: fewer than two scenes asked for.
+    """
+    if count < 2:
+        raise UserError("the understanding probe needs at least two scenes")
+    scenes = [plan_scene(corpus, seed, i, split, profile) for i in range(count)]
+
+    def describe(part: Sequence[Scene]) -> list[str]:
+        wavs = [render_scene(corpus, scene) for scene in part]
+        return generator.describe_batch(wavs, sampling=sampling, seed=seed)
+
+    written = in_chunks(describe, scenes, f"describe {split}")
+    names = labels(corpus)
+    items = [
+        {
+            "probe": "understanding",
+            "split": split,
+            "profile": profile,
+            "seed": seed,
+            "index": scene.index,
+            "caption": scene.caption,
+            "output": text,
+            **score_caption(scene, text, names),
+            "control": {"of": other_scene.index, **score_caption(scene, other, names)},
+        }
+        for scene, text, other_scene, other in zip(
+            scenes, written, [*scenes[1:], scenes[0]], [*written[1:], written[0]], strict=True
+        )
+    ]
+    figures = caption_figures(items, seed)
+    figures["control"] = caption_figures([item["control"] for item in items], seed)
+    return {"split": split, "profile": profile, "scenes": count, **figures}, items
+
+
+def score_caption(scene: Scene, text: str, names: Iterable[str]) -> dict[str, Any]:
+    """What a written caption gets right of a scene.
+
+    Returns:
+      quotes: one entry per string spoken or written, with kind, truth, written (None where there is
+        none) and the word errors; events: those there and those named; noise, room: right or not.
+    """
+    real, parsed = truth(scene), parse_caption(text, names)
+    spoken = [event for event in scene.events if event.voice]
+    true_words = [event.text.lower().split() for event in spoken]
+    words = [quote.lower().split() for quote in parsed.quotes]
+    quotes = []
+    for i, j in align_quotes(true_words, words):
+        quotes.append(
+            {
+                "kind": kind_of(words[j]) if i is None else spoken[i].kind,
+                "truth": None if i is None else spoken[i].text,
+                "written": None if j is None else parsed.quotes[j],
+                "errors": text_metrics.count_errors(
+                    [] if i is None else true_words[i], [] if j is None else words[j]
+                ),
+            }
+        )
+    return {
+        "quotes": quotes,
+        "events": {"truth": sorted(real.events), "named": sorted(parsed.events)},
+        **_surroundings(real, parsed),
+    }
+
+
+def _surroundings(real: Parsed, parsed: Parsed) -> dict[str, bool]:
+    return {"noise": real.noise == parsed.noise, "room": real.room == parsed.room}
+
+
+def kind_of(words: Sequence[str]) -> str:
+    """Kind of a quote that nothing spoken belongs to."""
+    digits = [word in DIGITS for word in words]
+    letters = [len(word) == 1 for word in words]
+    if not words or not all(d or s for d, s in zip(digits, letters)):
+        return "phrase"
+    return "digits" if all(digits) else "letters" if all(letters) else "mixed"
+
+
+def caption_figures(items: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """Error rates of quoted strings by kind, F1 of events, share of surroundings told right."""
+    rates, exact = {}, {}
+    for group, kinds in GROUPS.items():
+        of_kind = [[q for q in item["quotes"] if q["kind"] in kinds] for item in items]
+        counts = [sum((q["errors"] for q in quotes), Errors()) for quotes in of_kind]
+        if any(c.words for c in counts):
+            rates[group] = text_metrics.word_error_rate(counts, seed=seed)
+            asked = [[q for q in quotes if q["truth"] is not None] for quotes in of_kind]
+            exact[group] = text_metrics.bootstrap_ratio(
+                [sum(q["errors"].errors == 0 for q in quotes) for quotes in asked],
+                [len(quotes) for quotes in asked],
+                seed=seed,
+            )
+    pairs = [(set(item["events"]["truth"]), set(item["events"]["named"])) for item in items]
+    figures: dict[str, Any] = {"wer": rates, "exact": exact}
+    figures["events_f1"] = text_metrics.events_f1(pairs, seed=seed)
+    sounds = [tuple({n for n in names if ":" not in n} for names in pair) for pair in pairs]
+    if any(real for real, _ in sounds):
+        figures["sounds_f1"] = text_metrics.events_f1(sounds, seed=seed)
+    for name in ("noise", "room"):
+        right = [item[name] for item in items]
+        figures[name] = text_metrics.bootstrap_ratio(right, np.ones(len(right)), seed=seed)
+    return figures

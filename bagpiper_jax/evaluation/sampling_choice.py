@@ -1,0 +1,106 @@
+"""Sampling settings of a checkpoint, chosen on the development split and kept beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+from typing import Any
+
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.evaluation import text_metrics
+from bagpiper_jax.evaluation.rendering_probe import hear, normal_form, render, spoken_scenes
+from bagpiper_jax.inference.pipeline import SAMPLING_FILE, Pipeline
+from bagpiper_jax.inference.sampling import Sampling
+from bagpiper_jax.input_pipeline.scenes import Corpus
+
+TRIALS_FILE = "sampling_trials.json"
+TEMPERATURES = (0.0, 0.6, 0.8)
+CFGS = (1.0, 1.5, 2.0, 3.0)
+MIN_ROWS = (20, 40, 60)  # the shortest scenes have about 60 frames
+# Of scenes: 8 s in frames and the delay of the streams; captions of at most 45 words.
+MAX_AUDIO_ROWS, MAX_TEXT_ROWS = 408, 128
+
+
+def scene_sampling(pipe: Pipeline) -> dict[str, Sampling]:
+    """The pipeline's settings for scenes: text greedy, and no answer longer than a scene's."""
+    text, audio = pipe.sampling["text"], pipe.sampling["audio"]
+    limit = min(text.max_rows, MAX_TEXT_ROWS)
+    text = dataclasses.replace(text, temperature=0.0, cfg=1.0, max_rows=limit)
+    audio = dataclasses.replace(audio, max_rows=min(audio.max_rows, MAX_AUDIO_ROWS))
+    return {"text": text, "audio": audio}
+
+
+def choose_sampling(
+    pipe: Pipeline,
+    corpus: Corpus,
+    whisper: Any,
+    checkpoint: str,
+    *,
+    counts: dict[str, int],
+    seed: int = 1,
+) -> dict[str, Sampling]:
+    """Picks temperature and guidance, then the least number of rows, by Whisper's error rate.
+
+    It looks at the split dev only. Of equal settings the earlier in the grid wins, so the lower
+    temperature and guidance. Writes the choice to `sampling.json` in `checkpoint`, which
+    `inference.pipeline.load` reads, and every trial to `sampling_trials.json`.
+
+    Args:
+      pipe: the checkpoint's pipeline.
+      whisper: `asr.Whisper`.
+      checkpoint: directory to write to.
+      counts: how many development scenes of each kind.
+      seed: of scenes and sampling.
+
+    Returns:
+      the settings by modality.
+    """
+    spoken = spoken_scenes(corpus, "dev", counts, seed)
+    settings = scene_sampling(pipe)
+    reached: dict[Sampling, text_metrics.Interval] = {}
+
+    def best() -> Sampling:
+        return min(reached, key=lambda sampling: reached[sampling].value)
+
+    def trial(sampling: Sampling) -> None:
+        name = f"T={sampling.temperature:g} cfg={sampling.cfg:g} min_rows={sampling.min_rows}"
+        heard = hear(whisper, render(pipe, spoken, sampling, seed, name), name)
+        counted = [
+            text_metrics.count_errors(normal_form(s.kind, s.text), normal_form(s.kind, text))
+            for s, text in zip(spoken, heard, strict=True)
+        ]
+        reached[sampling] = text_metrics.word_error_rate(counted, seed=seed)
+
+    for temperature, cfg in itertools.product(TEMPERATURES, CFGS):
+        trial(dataclasses.replace(settings["audio"], temperature=temperature, cfg=cfg))
+    guided = best()
+    for min_rows in MIN_ROWS:
+        if min_rows != guided.min_rows:
+            trial(dataclasses.replace(guided, min_rows=min_rows))
+    settings["audio"] = best()
+    trials = [
+        {**dataclasses.asdict(sampling), "wer": rate._asdict()}
+        for sampling, rate in reached.items()
+    ]
+    notes = {"split": "dev", "counts": counts, "seed": seed, "trials": trials}
+    write_json(os.path.join(checkpoint, TRIALS_FILE), notes)
+    chosen = {kind: dataclasses.asdict(sampling) for kind, sampling in settings.items()}
+    write_json(os.path.join(checkpoint, SAMPLING_FILE), chosen)
+    return settings
+
+
+def write_json(path: str, values: Any) -> None:
+    """Writes a JSON file; nothing half-written ever stands under its name.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    try:
+        with open(path + ".tmp", "w", encoding="utf-8") as file:
+            json.dump(values, file, indent=1, ensure_ascii=False)
+            file.write("\n")
+        os.replace(path + ".tmp", path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error

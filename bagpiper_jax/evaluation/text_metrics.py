@@ -1,0 +1,225 @@
+"""Word error rate, F1 of events, alignment of quoted strings, and bootstrap intervals.
+
+Error rates are those of a corpus: all errors over all words of the truth, counted by jiwer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bagpiper_jax.errors import UserError
+
+DIGITS = "zero one two three four five six seven eight nine".split()
+TEENS = ("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen").split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+ORDINALS = {
+    "one": "first",
+    "two": "second",
+    "three": "third",
+    "five": "fifth",
+    "eight": "eighth",
+    "nine": "ninth",
+    "twelve": "twelfth",
+}
+# Ways to write what sounds the same as a digit or as the name of a letter: the sound is all that
+# a recogniser of single digits and letters has.
+SOUNDS_LIKE_DIGIT = {"won": "one", "to": "two", "too": "two", "for": "four", "ate": "eight"}
+SOUNDS_LIKE_LETTER = {
+    **dict.fromkeys(("bee", "be"), "b"),
+    **dict.fromkeys(("see", "sea"), "c"),
+    **dict.fromkeys(("eye", "aye"), "i"),
+    **dict.fromkeys(("oh", "owe"), "o"),
+    **dict.fromkeys(("pea", "pee"), "p"),
+    **dict.fromkeys(("queue", "cue"), "q"),
+    **dict.fromkeys(("tea", "tee"), "t"),
+    **dict.fromkeys(("zee", "zed"), "z"),
+    **{"dee": "d", "gee": "g", "aitch": "h", "jay": "j", "kay": "k", "el": "l", "em": "m"},
+    **{"en": "n", "are": "r", "ess": "s", "you": "u", "vee": "v", "ex": "x", "why": "y"},
+}
+BOOTSTRAP_SAMPLES = 2_000
+
+
+class Errors(NamedTuple):
+    """Counts of word errors; adds up over a corpus.
+
+    errors: substitutions, deletions and insertions. words: of the truth.
+    """
+
+    errors: int = 0
+    words: int = 0
+
+    def __add__(self, other: Errors) -> Errors:
+        return Errors(self.errors + other.errors, self.words + other.words)
+
+    @property
+    def rate(self) -> float:
+        """Word error rate; not a number where the truth has no words."""
+        return self.errors / self.words if self.words else float("nan")
+
+
+class Interval(NamedTuple):
+    """A figure, its 95 % bootstrap interval, and the number of scenes or clips behind it."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+def cardinal(number: int) -> str:
+    """A number below a million in words: 142 → "one hundred forty two"."""
+    if number < 20:
+        return [*DIGITS, *TEENS][number]
+    if number < 100:
+        tens, ones = divmod(number, 10)
+        return TENS[tens - 2] + (f" {DIGITS[ones]}" if ones else "")
+    size, name = (1000, "thousand") if number >= 1000 else (100, "hundred")
+    head, rest = divmod(number, size)
+    return f"{cardinal(head)} {name}" + (f" {cardinal(rest)}" if rest else "")
+
+
+def ordinal(number: int) -> str:
+    """A number below a million as an ordinal: 21 → "twenty first"."""
+    *head, last = cardinal(number).split()
+    if last not in ORDINALS:
+        last = last[:-1] + "ieth" if last.endswith("y") else last + "th"
+    return " ".join([*head, ORDINALS.get(last, last)])
+
+
+def plain(text: str) -> list[str]:
+    """Lower case, no punctuation, else as written: the raw form that figures are given in too."""
+    return re.sub(r"[^\w' ]", " ", text.lower().replace("’", "'")).split()
+
+
+def normalize(text: str) -> list[str]:
+    """Words of running speech: lower case, numbers spelled out, no punctuation.
+
+    Long runs of digits are read digit by digit.
+    """
+    text = text.lower().replace("’", "'").replace("&", " and ").replace("%", " percent ")
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
+    text = re.sub(r"\b(\d{1,6})(?:st|nd|rd|th)\b", lambda m: f" {ordinal(int(m[1]))} ", text)
+    text = re.sub(r"\d+", lambda m: f" {_number(m[0])} ", text)
+    return re.sub(r"[^a-z ]", " ", text.replace("'", "")).split()
+
+
+def _number(digits: str) -> str:
+    if len(digits) > 6 or (len(digits) > 1 and digits[0] == "0"):
+        return " ".join(DIGITS[int(d)] for d in digits)
+    return cardinal(int(digits))
+
+
+def normalize_spelled(text: str, letters: bool = True) -> list[str]:
+    """Units of a spelled string: digits as words, letters as single characters.
+
+    "7, 3", "73" and "seven three" are the same two units; so are "B-K", "bk", "B. K." and
+    "bee kay". With `letters`, any other word counts letter by letter; without, as one wrong word.
+    """
+    text = re.sub(r"(\d)(?:st|nd|rd|th)\b", r"\1", text.lower().replace("’", "'"))
+    text = re.sub(r"\bdouble[ -]?(?:u|you)\b", " w ", text)
+    units: list[str] = []
+    for run in re.findall(r"\d|[a-z]+", text.replace("'", "")):
+        if run.isdigit():
+            units.append(DIGITS[int(run)])
+        elif run in DIGITS:
+            units.append(run)
+        elif run in SOUNDS_LIKE_DIGIT:
+            units.append(SOUNDS_LIKE_DIGIT[run])
+        elif letters:
+            units.extend(SOUNDS_LIKE_LETTER.get(run, run))
+        else:
+            units.append(run)
+    return units
+
+
+def count_errors(truth: Sequence[str], heard: Sequence[str]) -> Errors:
+    """Word errors of one string, both sides as words that are normalised already."""
+    import jiwer
+
+    if not truth or not heard:
+        return Errors(len(truth) + len(heard), len(truth))
+    out = jiwer.process_words(" ".join(truth), " ".join(heard))
+    return Errors(out.substitutions + out.deletions + out.insertions, len(truth))
+
+
+def align_quotes(
+    truth: Sequence[Sequence[str]], written: Sequence[Sequence[str]]
+) -> list[tuple[int | None, int | None]]:
+    """Pairs quoted strings in order, so that the errors are fewest.
+
+    A quote that was not written counts as deleted whole, one that should not be there as inserted
+    whole.
+
+    Returns:
+      pairs of (index into truth, index into written), None where there is no partner.
+    """
+    rows, columns = len(truth), len(written)
+    cost = np.zeros((rows + 1, columns + 1), int)
+    cost[1:, 0] = np.cumsum([len(quote) for quote in truth])
+    cost[0, 1:] = np.cumsum([len(quote) for quote in written])
+    both = [[count_errors(a, b).errors for b in written] for a in truth]
+    for i in range(1, rows + 1):
+        for j in range(1, columns + 1):
+            cost[i, j] = min(
+                cost[i - 1, j - 1] + both[i - 1][j - 1],
+                cost[i - 1, j] + len(truth[i - 1]),
+                cost[i, j - 1] + len(written[j - 1]),
+            )
+    pairs: list[tuple[int | None, int | None]] = []
+    i, j = rows, columns
+    while i or j:
+        if i and j and cost[i, j] == cost[i - 1, j - 1] + both[i - 1][j - 1]:
+            i, j = i - 1, j - 1
+            pairs.append((i, j))
+        elif i and cost[i, j] == cost[i - 1, j] + len(truth[i - 1]):
+            i -= 1
+            pairs.append((i, None))
+        else:
+            j -= 1
+            pairs.append((None, j))
+    return pairs[::-1]
+
+
+def bootstrap_ratio(
+    numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0
+) -> Interval:
+    """Σ numerators / Σ denominators with a percentile interval, scenes drawn with replacement.
+
+    With errors over words it is the word error rate of a corpus; with 2·tp over 2·tp + fp + fn,
+    the micro F1.
+
+    Raises:
+      UserError: there is nothing to divide by.
+    """
+    top, bottom = np.asarray(numerators, float), np.asarray(denominators, float)
+    if not len(top) or bottom.sum() <= 0:
+        raise UserError("nothing to measure: no scene holds a word or event of this kind")
+    picks = np.random.default_rng(seed).integers(len(top), size=(BOOTSTRAP_SAMPLES, len(top)))
+    tops, bottoms = top[picks].sum(1), bottom[picks].sum(1)
+    ratios = tops[bottoms > 0] / bottoms[bottoms > 0]
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return Interval(float(top.sum() / bottom.sum()), float(low), float(high), len(top))
+
+
+def word_error_rate(counts: Sequence[Errors], *, seed: int = 0) -> Interval:
+    """Word error rate of a corpus from the counts of its scenes; scenes without words are left out.
+
+    Raises:
+      UserError: no scene has words.
+    """
+    counted = [c for c in counts if c.words or c.errors]
+    return bootstrap_ratio([c.errors for c in counted], [c.words for c in counted], seed=seed)
+
+
+def events_f1(pairs: Sequence[tuple[set[str], set[str]]], *, seed: int = 0) -> Interval:
+    """Micro F1 over (true events, named events) of each scene.
+
+    Raises:
+      UserError: no scene has events.
+    """
+    hits = [2 * len(truth & named) for truth, named in pairs]
+    return bootstrap_ratio(hits, [len(truth) + len(named) for truth, named in pairs], seed=seed)

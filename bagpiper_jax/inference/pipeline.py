@@ -1,0 +1,155 @@
+"""`Pipeline`: audio → caption, caption → audio, conversations."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from bagpiper_jax import vocab as vocab_lib
+from bagpiper_jax.audio import SAMPLE_RATE, prepare_audio
+from bagpiper_jax.conversation import Message, encode_prompt
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.inference.generate import Generator
+from bagpiper_jax.inference.sampling import AUDIO, TEXT, Sampling
+from bagpiper_jax.log_mel import mel_windows
+from bagpiper_jax.modeling.bagpiper import Bagpiper
+from bagpiper_jax.modeling.codec import Codec
+from bagpiper_jax.release import MINI, load_model
+from bagpiper_jax.tokenizer import Tokenizer
+
+SAMPLING_FILE = "sampling.json"
+# longer prompts are refused: beyond what the model was trained on, and a laptop's memory
+MAX_PROMPT_ROWS = 4096
+_MAX_MESSAGES = 4
+
+
+class Pipeline:
+    """A model with its tokenizer and codec, ready to use."""
+
+    def __init__(
+        self,
+        model: Bagpiper,
+        tokenizer: Tokenizer,
+        codec: Codec,
+        *,
+        text: Sampling = TEXT,
+        audio: Sampling = AUDIO,
+    ):
+        self.config = model.config
+        self.tokenizer = tokenizer
+        self.codec = codec
+        self.sampling = {"text": text, "audio": audio}
+        self._generator = Generator(model)
+
+    def replace_weights(self, params) -> None:
+        """Other weights of the same model, a nested dict as `load_weights` gives."""
+        self._generator.replace_weights(params)
+
+    def describe(
+        self,
+        wav: np.ndarray,
+        *,
+        sample_rate: int = SAMPLE_RATE,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+    ) -> str:
+        """Writes a caption for a clip: float [S] or [S, channels], 0.1 to 30 s.
+
+        Raises:
+          UserError: see `prepare_audio`.
+        """
+        wav = prepare_audio(wav, sample_rate)
+        return self.describe_batch([wav], sampling=sampling, seed=seed)[0]
+
+    def describe_batch(
+        self, wavs: Sequence[np.ndarray], *, sampling: Sampling | None = None, seed: int = 0
+    ) -> list[str]:
+        """Captions of clips, float [S] each, mono at 16 kHz."""
+        conversations = [[Message("user", "audio", mel_windows(wav))] for wav in wavs]
+        return [m.content for m in self._answer(conversations, "text", sampling, seed)]
+
+    def render(self, text: str, *, sampling: Sampling | None = None, seed: int = 0) -> np.ndarray:
+        """Audio from a caption: float32 [S], mono at the codec's rate.
+
+        Raises:
+          UserError: the caption is empty or too long, or the model ended at once.
+        """
+        if not text.strip():
+            raise UserError("there is no caption to render: describe a scene")
+        wav = self.render_batch([text], sampling=sampling, seed=seed)[0]
+        if not len(wav):
+            raise UserError("the model ended the audio at once: try another --seed or caption")
+        return wav
+
+    def render_batch(
+        self, texts: Sequence[str], *, sampling: Sampling | None = None, seed: int = 0
+    ) -> list[np.ndarray]:
+        """Audio from captions; an entry is empty where the model ended at once."""
+        conversations = [[Message("user", "text", text)] for text in texts]
+        codes = [m.content for m in self._answer(conversations, "audio", sampling, seed)]
+        return [self.codec.decode(c) if len(c) else np.zeros(0, np.float32) for c in codes]
+
+    def chat(self, messages: Sequence[Message], *, seed: int = 0) -> list[Message]:
+        """The assistant's next messages; the model chooses their modalities.
+
+        An `<|eot|>` asks for another message. Audio comes as codec codes, `codec.decode` plays
+        them.
+        """
+        answers: list[Message] = []
+        for turn in range(_MAX_MESSAGES):
+            conversation = [*messages, *answers]
+            prompt = self._prompt(conversation)
+            kind, rows, end = self._generator.generate(
+                [prompt], self.sampling, modality=None, seed=seed + turn
+            )[0]
+            answers.append(self._message(kind, rows))
+            if end != vocab_lib.EOT:
+                break
+        return answers
+
+    def _answer(self, conversations, modality, sampling, seed) -> list[Message]:
+        settings = {**self.sampling, **({modality: sampling} if sampling else {})}
+        prompts = [self._prompt(c) for c in conversations]
+        answers = self._generator.generate(prompts, settings, modality=modality, seed=seed)
+        return [self._message(kind, rows) for kind, rows, _ in answers]
+
+    def _prompt(self, messages):
+        prompt = encode_prompt(messages, self.config.vocab, self.tokenizer)
+        if len(prompt) > MAX_PROMPT_ROWS:
+            raise UserError(
+                f"the prompt takes {len(prompt)} rows, the context holds {MAX_PROMPT_ROWS}: "
+                "shorten it"
+            )
+        return prompt
+
+    def _message(self, kind: str, rows: np.ndarray) -> Message:
+        vocab = self.config.vocab
+        if kind == "text":
+            text = self.tokenizer.decode(vocab.tokens_to_text(rows[:, 0]))
+            return Message("assistant", "text", text)
+        return Message("assistant", "audio", vocab.deinterleave(rows))
+
+
+def load(path: str | os.PathLike = MINI) -> Pipeline:
+    """A pipeline from a release directory or a run's workdir; the embedded mini model by default.
+
+    A `sampling.json` beside the weights holds the settings chosen for them on development data.
+
+    Raises:
+      UserError: something is missing, damaged or does not fit.
+    """
+    model, assets = load_model(os.fspath(path))
+    settings = {"text": TEXT, "audio": AUDIO}
+    file = os.path.join(path, SAMPLING_FILE)
+    if os.path.exists(file):
+        try:
+            with open(file, encoding="utf-8") as f:
+                for kind, values in json.load(f).items():
+                    settings[kind] = dataclasses.replace(settings[kind], **values)
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(f"{file} is damaged: {e}") from e
+    return Pipeline(model, assets.tokenizer, assets.codec, **settings)

@@ -1,0 +1,219 @@
+"""Scenes → packed rows with random access: the order of training is a pure function.
+
+Lengths are known from a scene's plan, before any sample of audio is made. So rows are planned in
+windows: each window draws examples until every task has its share of tokens, packs them first-fit
+by falling size, and shuffles its rows. Row i of a run is a function of (seed, i) alone, the same
+on any number of workers, and the state to resume from is the number of rows read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from bagpiper_jax.conversation import (
+    MARKERS_PER_MESSAGE,
+    Example,
+    Message,
+    drop_condition,
+    encode_conversation,
+)
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.input_pipeline.batch import Batch, block_windows, pack_row
+from bagpiper_jax.input_pipeline.scenes import Corpus, Scene, plan_scene, render_scene
+from bagpiper_jax.input_pipeline.scenes.scene import generator
+from bagpiper_jax.log_mel import clip_tokens, mel_windows, num_windows
+from bagpiper_jax.modeling.codec import Codec
+from bagpiper_jax.modeling.config import BagpiperConfig
+from bagpiper_jax.tokenizer import Tokenizer
+
+TASKS = ("text_to_audio", "audio_to_text", "text_only")
+_WINDOW_ROWS = 64
+_SCENES_PER_WINDOW = 1 << 20  # scene numbers of different windows never meet
+# Examples are drawn for so much of a window: for more than all rows but one, so that none stays
+# empty. Nearly all of them find room; of a fuller draw the short ones would be left out, and the
+# mixture with them.
+_DRAWN = 0.985
+
+
+@functools.cache
+def load_corpus(directory: str) -> Corpus:
+    """The corpus, decoded once per process."""
+    return Corpus.load(directory)
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """An example whose size is known and whose audio is not made yet."""
+
+    task: str
+    scene: Scene
+    rows: int
+    windows: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RowShape:
+    """Sizes of a packed row: T positions, W mel windows."""
+
+    length: int
+    windows: int
+
+
+class PackedScenes:
+    """A random-access source of packed rows (`Batch` without its leading axis) for Grain."""
+
+    def __init__(
+        self,
+        corpus_dir: str,
+        config: BagpiperConfig,
+        tokenizer: Tokenizer,
+        codec: Codec,
+        *,
+        shape: RowShape,
+        num_rows: int,
+        seed: int,
+        split: str = "train",
+        profile: str = "mixed",
+        mixture: dict[str, float] | None = None,
+        cfg_dropout: float = 0.05,
+    ):
+        """Plans nothing yet.
+
+        Args:
+          corpus_dir: directory of the mini corpus.
+          config: the model's, for ids and encoder blocks.
+          tokenizer: text ↔ ids.
+          codec: waveform → codes.
+          shape: sizes of a packed row.
+          num_rows: rows of an epoch; scenes never repeat, so this is a choice.
+          seed: of the scenes, their order and CFG dropout.
+          split: of the scenes.
+          profile: of the scenes.
+          mixture: share of tokens by task; 2:1:1 if None (arXiv 2602.05220).
+          cfg_dropout: chance that an example with assistant audio loses its condition.
+
+        Raises:
+          ValueError: an unknown task in the mixture.
+        """
+        mixture = mixture or {"text_to_audio": 2.0, "audio_to_text": 1.0, "text_only": 1.0}
+        if set(mixture) - set(TASKS):
+            raise ValueError(f"tasks {sorted(set(mixture) - set(TASKS))} are none of {TASKS}")
+        self._corpus_dir = corpus_dir
+        self._config = config
+        self._tokenizer = tokenizer
+        self._codec = codec
+        self._shape = shape
+        self._num_rows = num_rows
+        self._seed = seed
+        self._split = split
+        self._profile = profile
+        self._shares = {t: w / sum(mixture.values()) for t, w in mixture.items() if w > 0}
+        self._cfg_dropout = cfg_dropout
+        self._plan = functools.lru_cache(maxsize=2)(self._plan_window)
+
+    def __getstate__(self):
+        return {k: v for k, v in self.__dict__.items() if k != "_plan"}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._plan = functools.lru_cache(maxsize=2)(self._plan_window)
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def __repr__(self) -> str:  # Grain compares and prints sources
+        return f"PackedScenes(seed={self._seed}, split={self._split}, rows={self._num_rows})"
+
+    def __getitem__(self, row: int) -> Batch:
+        window, slot = divmod(int(row), _WINDOW_ROWS)
+        examples = [self.example(planned) for planned in self._plan(window)[slot]]
+        block = self._config.encoder.block_windows
+        return pack_row(examples, self._shape.length, self._shape.windows, block)
+
+    def planned_row(self, row: int) -> list[Planned]:
+        """What row `row` will hold."""
+        window, slot = divmod(int(row), _WINDOW_ROWS)
+        return self._plan(window)[slot]
+
+    def plan_example(self, task: str, number: int) -> Planned:
+        """Sizes of an example from its scene's plan."""
+        corpus = load_corpus(self._corpus_dir)
+        scene = plan_scene(corpus, self._seed, number, self._split, self._profile)
+        rows = 1 + MARKERS_PER_MESSAGE + len(self._tokenizer.encode(scene.caption))
+        windows = 0
+        if task == "text_to_audio":
+            frames = -(-scene.num_samples // self._codec.hop)
+            rows += MARKERS_PER_MESSAGE + frames + self._config.vocab.num_streams - 1
+        elif task == "audio_to_text":
+            rows += MARKERS_PER_MESSAGE + clip_tokens(scene.num_samples)
+            block = self._config.encoder.block_windows
+            windows = block_windows(num_windows(scene.num_samples), block)
+        return Planned(task, scene, rows, windows)
+
+    def example(self, planned: Planned) -> Example:
+        """Makes the audio and lays the example out."""
+        scene = planned.scene
+        caption = scene.caption
+        if planned.task == "text_only":
+            messages = [Message("assistant", "text", caption)]
+        else:
+            wav = render_scene(load_corpus(self._corpus_dir), scene)
+            if planned.task == "text_to_audio":
+                codes = self._codec.encode(wav)
+                messages = [Message("user", "text", caption), Message("assistant", "audio", codes)]
+            else:
+                clip = mel_windows(wav)
+                messages = [Message("user", "audio", clip), Message("assistant", "text", caption)]
+        example = encode_conversation(messages, self._config.vocab, self._tokenizer)
+        if example.cfg_span is not None:
+            chance = generator("cfg_dropout", self._seed, scene.index).random()
+            if chance < self._cfg_dropout:
+                example = drop_condition(example)
+        return example
+
+    def _plan_window(self, window: int) -> list[list[Planned]]:
+        budget = _DRAWN * _WINDOW_ROWS * self._shape.length
+        examples = []
+        number = window * _SCENES_PER_WINDOW
+        for task, share in self._shares.items():
+            left = share * budget
+            while left > 0:
+                planned = self.plan_example(task, number)
+                number += 1
+                left -= planned.rows
+                if planned.rows <= self._shape.length and planned.windows <= self._shape.windows:
+                    examples.append(planned)
+        rows = first_fit(examples, _WINDOW_ROWS, self._shape)
+        if not all(rows):
+            raise UserError(
+                f"most scenes do not fit rows of {self._shape.length} positions and "
+                f"{self._shape.windows} mel windows: raise data.length or data.windows"
+            )
+        order = generator("row_order", self._seed, window).permutation(len(rows))
+        return [rows[i] for i in order]
+
+
+def first_fit(examples: list[Planned], num_rows: int, shape: RowShape) -> list[list[Planned]]:
+    """Packs by falling size into exactly `num_rows` rows; what does not fit is left out.
+
+    Size counts rows and mel windows alike: by rows alone, captioning examples would come last and
+    find the windows of full rows wasted.
+    """
+    rows: list[list[Planned]] = [[] for _ in range(num_rows)]
+    free = np.full(num_rows, shape.length)
+    free_windows = np.full(num_rows, shape.windows)
+
+    def size(example: Planned) -> float:
+        return example.rows / shape.length + example.windows / shape.windows
+
+    for example in sorted(examples, key=size, reverse=True):
+        fits = (free >= example.rows) & (free_windows >= example.windows)
+        if fits.any():
+            row = int(np.argmax(fits))
+            rows[row].append(example)
+            free[row] -= example.rows
+            free_windows[row] -= example.windows
+    return rows

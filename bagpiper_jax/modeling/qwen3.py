@@ -1,0 +1,199 @@
+"""Qwen3 decoder in Flax NNX, after `Qwen3Model` of `transformers` (names of parameters included)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bagpiper_jax.modeling import layers as layers_lib
+from bagpiper_jax.modeling.config import DecoderConfig
+from bagpiper_jax.ops.attention import attention, causal_attention, segment_mask
+
+_INIT = nnx.initializers.normal(0.02)
+
+
+class KVCache(NamedTuple):
+    """Keys and values of the rows so far, and where the next row goes.
+
+    Attributes:
+      k, v: [L, B, S, G, H], L layers, S slots.
+      segment_ids: int32 [B, S]; 0 where a slot is empty or padding.
+      length: int32 scalar; slots in use, the same for every row of the batch.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    segment_ids: jax.Array
+    length: jax.Array
+
+    @classmethod
+    def empty(cls, config: DecoderConfig, batch: int, slots: int, dtype=jnp.float32) -> KVCache:
+        shape = (
+            config.num_hidden_layers,
+            batch,
+            slots,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        zeros = jnp.zeros(shape, dtype)
+        return cls(zeros, zeros, jnp.zeros((batch, slots), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def rope(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of rotary embedding, float32 [B, T, 1, H/2]."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates [B, T, N, H] by halves, the layout of Llama and Qwen."""
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) · weight over the last axis, in float32."""
+
+    def __init__(self, size: int, eps: float):
+        self.weight = nnx.Param(jnp.ones(size))
+        self.eps = eps
+
+    def __call__(self, x):
+        h = x.astype(jnp.float32)
+        h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + self.eps)
+        return self.weight[...].astype(x.dtype) * h.astype(x.dtype)
+
+
+def _linear(inputs: int, outputs: int, dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(
+        inputs, outputs, use_bias=False, kernel_init=_INIT, dtype=dtype, rngs=rngs
+    )
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with RMS norm per head on queries and keys, before RoPE."""
+
+    def __init__(self, config: DecoderConfig, *, dtype, rngs: nnx.Rngs):
+        hidden, dim = config.hidden_size, config.head_dim
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.q_proj = _linear(hidden, heads * dim, dtype, rngs)
+        self.k_proj = _linear(hidden, kv_heads * dim, dtype, rngs)
+        self.v_proj = _linear(hidden, kv_heads * dim, dtype, rngs)
+        self.o_proj = _linear(heads * dim, hidden, dtype, rngs)
+        self.q_norm = RMSNorm(dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(dim, config.rms_norm_eps)
+
+    def _heads(self, x, rotation):
+        shape = (*x.shape[:2], -1, self.q_norm.weight.shape[-1])
+        x = layers_lib.flat(x)
+        q, k = self.q_proj(x).reshape(shape), self.k_proj(x).reshape(shape)
+        q, k = rotate(self.q_norm(q), *rotation), rotate(self.k_norm(k), *rotation)
+        return q, k, self.v_proj(x).reshape(shape)
+
+    def _output(self, heads, x):
+        return self.o_proj(heads.reshape(-1, self.o_proj.in_features)).reshape(x.shape)
+
+    def __call__(self, x, rotation, segment_ids):
+        """Attention of whole packed rows, [B, T, D] → [B, T, D]."""
+        q, k, v = self._heads(x, rotation)
+        return self._output(causal_attention(q, k, v, segment_ids), x)
+
+    def extend(self, x, rotation, mask, cache, slot):
+        """Attention of the next rows to a cache (k, v), each [B, S, G, H], which they join.
+
+        Returns:
+          ([B, T, D], the new cache).
+        """
+        q, *new = self._heads(x, rotation)
+        k, v = (
+            jax.lax.dynamic_update_slice_in_dim(old, rows.astype(old.dtype), slot, axis=1)
+            for old, rows in zip(cache, new, strict=True)
+        )
+        return self._output(attention(q, k, v, mask), x), (k, v)
+
+
+class MLP(nnx.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: DecoderConfig, *, dtype, rngs: nnx.Rngs):
+        self.gate_proj = _linear(config.hidden_size, config.intermediate_size, dtype, rngs)
+        self.up_proj = _linear(config.hidden_size, config.intermediate_size, dtype, rngs)
+        self.down_proj = _linear(config.intermediate_size, config.hidden_size, dtype, rngs)
+
+    def __call__(self, x):
+        h = layers_lib.flat(x)
+        h = self.down_proj(jax.nn.silu(self.gate_proj(h)) * self.up_proj(h))
+        return h.reshape(x.shape)
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm block: attention, then SwiGLU."""
+
+    def __init__(self, config: DecoderConfig, *, dtype, rngs: nnx.Rngs):
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, dtype=dtype, rngs=rngs)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, rotation, segment_ids):
+        x = x + self.self_attn(self.input_layernorm(x), rotation, segment_ids)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+    def extend(self, x, rotation, mask, cache, slot):
+        """The block on the next rows, with the cache of the rows before; see `Attention`."""
+        out, cache = self.self_attn.extend(self.input_layernorm(x), rotation, mask, cache, slot)
+        x = x + out
+        return x + self.mlp(self.post_attention_layernorm(x)), cache
+
+
+class Decoder(nnx.Module):
+    """Token embeddings, stacked layers, final norm."""
+
+    def __init__(
+        self, config: DecoderConfig, vocab_size: int, *, unroll: int, dtype, rngs: nnx.Rngs
+    ):
+        self.config = config
+        self.unroll = unroll
+        self.embed_tokens = nnx.Param(_INIT(rngs.params(), (vocab_size, config.hidden_size)))
+        self.layers = layers_lib.stack(
+            lambda r: DecoderLayer(config, dtype=dtype, rngs=r), config.num_hidden_layers, rngs
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def __call__(self, x, positions, segment_ids, cache: KVCache | None = None):
+        """Hidden states of embedded rows.
+
+        Args:
+          x: [B, T, D].
+          positions: int [B, T].
+          segment_ids: int [B, T]; rows attend inside their segment, to themselves and before.
+          cache: rows so far; the new rows take its next T slots.
+
+        Returns:
+          ([B, T, D] after the final norm, the cache with the new rows or None).
+        """
+        rotation = rope(positions, self.config.head_dim, self.config.rope_theta)
+        if cache is None:
+            x, _ = layers_lib.scan(
+                self.layers,
+                x,
+                lambda layer, x, _: (layer(x, rotation, segment_ids), None),
+                unroll=self.unroll,
+            )
+            return self.norm(x), None
+        length = x.shape[1]
+        keys = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, cache.length, 1)
+        slots = cache.length + jnp.arange(length)
+        mask = segment_mask(segment_ids, keys, slots, jnp.arange(keys.shape[1]))
+        x, (k, v) = layers_lib.scan(
+            self.layers,
+            x,
+            lambda layer, x, kv: layer.extend(x, rotation, mask, kv, cache.length),
+            (cache.k, cache.v),
+            unroll=self.unroll,
+        )
+        return self.norm(x), KVCache(k, v, keys, cache.length + length)

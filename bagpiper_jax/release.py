@@ -1,0 +1,149 @@
+"""A model as a directory: what `describe` and `render` read, after training or from a release.
+
+`model.json` (shapes), `tokenizer.model`, `codec.npz`, and the weights: `model.safetensors` in a
+release, Orbax checkpoints in a run's workdir.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import nnx
+
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.modeling.bagpiper import Bagpiper
+from bagpiper_jax.modeling.config import BagpiperConfig, from_dict, to_dict
+from bagpiper_jax.modeling.mel_codec import MelCodec
+from bagpiper_jax.store import restore_weights
+from bagpiper_jax.tokenizer import SentencePieceTokenizer
+
+MODEL_FILE, TOKENIZER_FILE, CODEC_FILE = "model.json", "tokenizer.model", "codec.npz"
+WEIGHTS_FILE = "model.safetensors"
+# the small model that comes with the package
+MINI = os.path.join(os.path.dirname(os.path.abspath(__file__)), "checkpoints", "mini")
+
+
+class Assets(NamedTuple):
+    """What turns conversations into rows and back."""
+
+    config: BagpiperConfig
+    tokenizer: SentencePieceTokenizer
+    codec: MelCodec
+
+
+def load_assets(directory: str) -> Assets:
+    """Shapes, tokenizer and codec of a model directory.
+
+    Raises:
+      UserError: the directory or a file is missing or damaged, or sizes disagree.
+    """
+    path = os.path.join(directory, MODEL_FILE)
+    try:
+        with open(path, encoding="utf-8") as f:
+            config = from_dict(json.load(f))
+    except OSError as e:
+        raise UserError(f"{directory} is not a model directory: cannot read {MODEL_FILE}") from e
+    except ValueError as e:
+        raise UserError(f"{path} is damaged: {e}") from e
+    tokenizer = SentencePieceTokenizer.load(os.path.join(directory, TOKENIZER_FILE))
+    codec = MelCodec.load(os.path.join(directory, CODEC_FILE))
+    if tokenizer.vocab_size > config.vocab.text_size:
+        raise UserError(
+            f"the tokenizer in {directory} has {tokenizer.vocab_size} ids, the model holds "
+            f"{config.vocab.text_size}"
+        )
+    if codec.codebook_sizes != (config.vocab.codebook_size,) * config.vocab.num_streams:
+        raise UserError(f"the codec in {directory} does not fit the model's streams")
+    return Assets(config, tokenizer, codec)
+
+
+def load_model(directory: str) -> tuple[Bagpiper, Assets]:
+    """A model with its weights, and its assets.
+
+    Raises:
+      UserError: see `load_assets` and `load_weights`.
+    """
+    assets = load_assets(directory)
+    model = _abstract_model(assets.config)
+    state = nnx.state(model, nnx.Param)
+    nnx.replace_by_pure_dict(state, load_weights(directory, nnx.to_pure_dict(state)))
+    nnx.update(model, state)
+    return model, assets
+
+
+def weight_shapes(config: BagpiperConfig) -> Any:
+    """Shapes of a model's weights as a nested dict; no memory is taken."""
+    return nnx.to_pure_dict(nnx.state(_abstract_model(config), nnx.Param))
+
+
+def _abstract_model(config: BagpiperConfig) -> Bagpiper:
+    return nnx.eval_shape(lambda: Bagpiper(config, rngs=nnx.Rngs(0)))
+
+
+def load_weights(directory: str, params: Any) -> Any:
+    """Weights of a release, or of a run's latest checkpoint, as float32.
+
+    Args:
+      directory: a release or a workdir.
+      params: a tree of arrays or shapes that the weights must fit.
+
+    Raises:
+      UserError: no weights, a truncated file, or missing, unexpected or misshapen tensors.
+    """
+    path = os.path.join(directory, WEIGHTS_FILE)
+    if not os.path.exists(path):
+        return restore_weights(directory, params)
+    try:
+        tensors = safetensors.numpy.load_file(path)
+    except (OSError, safetensors.SafetensorError) as e:
+        raise UserError(f"{path} is damaged or truncated: copy it again ({e})") from e
+    wanted = _flatten(params)
+    problems = [f"{name} is missing" for name in wanted if name not in tensors]
+    problems += [f"{name} is unexpected" for name in tensors if name not in wanted]
+    problems += [
+        f"{name} has shape {list(tensors[name].shape)}, not {list(leaf.shape)}"
+        for name, leaf in wanted.items()
+        if name in tensors and tensors[name].shape != leaf.shape
+    ]
+    if problems:
+        raise UserError(f"{path} does not fit the model: {'; '.join(sorted(problems))}")
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, _: jnp.asarray(tensors[_name(keys)], jnp.float32), params
+    )
+
+
+def save_release(directory: str, params: Any, assets: Assets, dtype=jnp.bfloat16) -> None:
+    """Writes a model directory with weights in `dtype`; files appear only when they are whole."""
+    os.makedirs(directory, exist_ok=True)
+    tensors = {k: np.asarray(jnp.asarray(v, dtype)) for k, v in _flatten(params).items()}
+    _replace(directory, WEIGHTS_FILE, lambda p: safetensors.numpy.save_file(tensors, p))
+    _replace(directory, TOKENIZER_FILE, assets.tokenizer.save)
+    _replace(directory, CODEC_FILE, assets.codec.save)
+    _replace(directory, MODEL_FILE, lambda p: write_config(p, assets.config))
+
+
+def write_config(path: str, config: BagpiperConfig) -> None:
+    """Writes `model.json`."""
+    with open(path, "w", encoding="utf-8") as f:
+        json.dump(to_dict(config), f, indent=2)
+
+
+def _replace(directory: str, name: str, write) -> None:
+    path = os.path.join(directory, name)
+    write(path + ".tmp")
+    os.replace(path + ".tmp", path)
+
+
+def _name(keys) -> str:
+    return ".".join(str(key.key) for key in keys)
+
+
+def _flatten(params: Any) -> dict[str, Any]:
+    return {_name(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}

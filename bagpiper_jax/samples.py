@@ -1,0 +1,39 @@
+"""Captions and renderings of development scenes while a training runs."""
+
+from __future__ import annotations
+
+import jax
+
+from bagpiper_jax.inference.pipeline import Pipeline
+from bagpiper_jax.inference.sampling import Sampling
+from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
+from bagpiper_jax.input_pipeline.scenes import plan_scene, render_scene
+from bagpiper_jax.modeling.bagpiper import Bagpiper
+from bagpiper_jax.release import Assets
+from bagpiper_jax.training.config import RunConfig
+from bagpiper_jax.training.metrics import MetricsLog
+
+_TEXT = Sampling(temperature=0.0, top_k=1, cfg=1.0, min_rows=1, max_rows=128)
+_AUDIO = Sampling(temperature=0.0, top_k=1, cfg=1.5, min_rows=30, max_rows=400)
+
+
+class SceneSamples:
+    """Callable for `train`: writes samples of three development scenes to the log."""
+
+    def __init__(self, run: RunConfig):
+        corpus = load_corpus(run.data.corpus)
+        self._scenes = [plan_scene(corpus, run.seed, i, "dev", run.data.profile) for i in range(3)]
+        self._wavs = [render_scene(corpus, scene) for scene in self._scenes]
+        self._pipeline: Pipeline | None = None
+
+    def __call__(self, model: Bagpiper, params, assets: Assets, log: MetricsLog, step: int) -> None:
+        if self._pipeline is None:
+            self._pipeline = Pipeline(model, assets.tokenizer, assets.codec)
+        # the training step donates its buffers: generation must read a copy
+        self._pipeline.replace_weights(jax.tree.map(lambda x: x.copy(), params))
+        captions = self._pipeline.describe_batch(self._wavs, sampling=_TEXT)
+        for i, (scene, caption) in enumerate(zip(self._scenes, captions, strict=True)):
+            log.text(f"caption/{i}", f"{caption}  (truth: {scene.caption})", step)
+        wav = self._pipeline.render_batch([self._scenes[0].caption], sampling=_AUDIO)[0]
+        if len(wav):
+            log.audio("rendered/0", wav, assets.codec.sample_rate, step)

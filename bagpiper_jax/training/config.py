@@ -1,0 +1,190 @@
+"""A run's settings as typed, frozen dataclasses, read from an `ml_collections` file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.input_pipeline.packed_scenes import TASKS
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where examples come from and how they are packed.
+
+    Attributes:
+      corpus: directory of the mini corpus.
+      profile: of the scenes, "spelling", "scene" or "mixed".
+      mixture: share of tokens by task.
+      cfg_dropout: chance that an example with assistant audio loses its condition.
+      rows, length, windows: packed rows of a batch, positions and mel windows of a row.
+      workers: worker processes; 0 makes the batches in the training process.
+      tokenizer, codec: files to use; empty fits them on the corpus when the run starts.
+    """
+
+    corpus: str
+    profile: str
+    mixture: dict[str, float]
+    cfg_dropout: float
+    rows: int
+    length: int
+    windows: int
+    workers: int
+    tokenizer: str
+    codec: str
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with global-norm clip and linear warm-up, then cosine to `final_ratio · peak_lr`."""
+
+    peak_lr: float
+    final_ratio: float
+    warmup_steps: int
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    clip: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything a run depends on."""
+
+    model: str
+    seed: int
+    steps: int
+    init_from: str
+    data: DataConfig
+    optimizer: OptimizerConfig
+    log_every: int
+    sample_every: int
+    save_every: int
+    keep: int
+
+
+def load_config(argv: Sequence[str]) -> RunConfig:
+    """Reads `--config FILE` and its `--config.KEY=VALUE` overrides.
+
+    Raises:
+      UserError: no file, a file that fails, an unknown or missing key, a value of another type.
+    """
+    values = flags.FlagValues()
+    argv = ["bagpiper train", *argv]
+    try:
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+        values(argv)
+        config = values.config
+    except FileNotFoundError as e:
+        raise UserError(f"there is no config file {e.filename or argv}") from e
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as e:
+        raise UserError(f"the config does not load: {_first_line(e)}") from e
+    if config is None:
+        raise UserError("name a config: --config experiments/mini.py")
+    return from_config_dict(config)
+
+
+def from_config_dict(config: ConfigDict) -> RunConfig:
+    """Typed settings from an `ml_collections` config.
+
+    Raises:
+      UserError: an unknown or missing key, a value of another type or out of range.
+    """
+    values = config.to_dict()
+    values["data"] = _build(DataConfig, values.get("data"), "data")
+    values["optimizer"] = _build(OptimizerConfig, values.get("optimizer"), "optimizer")
+    run = _build(RunConfig, values, "")
+    _check(run)
+    return run
+
+
+def _build(cls, values, where: str):
+    prefix = f"{where}." if where else ""
+    if not isinstance(values, dict):
+        raise UserError(f"the config lacks the section {where!r}")
+    fields = {f.name: f.type for f in dataclasses.fields(cls)}
+    unknown = [prefix + k for k in values if k not in fields]
+    missing = [prefix + k for k in fields if k not in values]
+    if unknown:
+        raise UserError(f"unknown config keys: {', '.join(unknown)}; there are {sorted(fields)}")
+    if missing:
+        raise UserError(f"the config lacks the keys: {', '.join(missing)}")
+    basic = {"int": int, "float": (int, float), "str": str}
+    for name, kind in fields.items():
+        if kind in basic and not isinstance(values[name], basic[kind]):
+            raise UserError(f"config key {prefix}{name} must be of type {kind}: {values[name]!r}")
+    return cls(**values)
+
+
+def _check(run: RunConfig) -> None:
+    positive = {
+        "steps": run.steps,
+        "log_every": run.log_every,
+        "save_every": run.save_every,
+        "sample_every": run.sample_every,
+        "keep": run.keep,
+        "data.rows": run.data.rows,
+        "data.length": run.data.length,
+        "data.windows": run.data.windows,
+        "optimizer.peak_lr": run.optimizer.peak_lr,
+    }
+    for key, value in positive.items():
+        if value <= 0:
+            raise UserError(f"config key {key} must be positive, not {value}")
+    if set(run.data.mixture) - set(TASKS) or sum(run.data.mixture.values()) <= 0:
+        raise UserError(f"config key data.mixture must weigh some of {TASKS}: {run.data.mixture}")
+    if run.optimizer.warmup_steps >= run.steps:
+        raise UserError("config key optimizer.warmup_steps must be smaller than steps")
+
+
+def claim_workdir(workdir: str, run: RunConfig) -> None:
+    """Makes the directory this run's own, or checks that it already is.
+
+    Raises:
+      UserError: the directory holds a run with other settings, or is no directory.
+    """
+    path = os.path.join(workdir, "config.json")
+    mine = dataclasses.asdict(run)
+    if os.path.exists(path):
+        try:
+            with open(path, encoding="utf-8") as f:
+                theirs = json.load(f)
+        except ValueError as e:
+            raise UserError(f"{path} is damaged: choose another --workdir") from e
+        differing = sorted(
+            key for key in {*_flat(mine), *_flat(theirs)} if _flat(mine).get(key) != _flat(theirs).get(key)
+        )
+        if differing:
+            raise UserError(
+                f"{workdir} holds a run with other settings ({', '.join(differing)}): "
+                "choose another --workdir"
+            )
+        return
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        with open(path + ".tmp", "w", encoding="utf-8") as f:
+            json.dump(mine, f, indent=2)
+        os.replace(path + ".tmp", path)
+    except OSError as e:
+        raise UserError(f"cannot write to the workdir {workdir}: {e.strerror}") from e
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    out = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            out.update(_flat(value, f"{prefix}{key}."))
+        else:
+            out[prefix + key] = value
+    return out
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

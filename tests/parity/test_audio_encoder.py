@@ -1,0 +1,108 @@
+"""The audio tower against `Qwen3OmniMoeAudioEncoder` of transformers (≥ 5.23: blocked attention)."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from bagpiper_jax.log_mel import num_tokens
+from bagpiper_jax.modeling.audio_encoder import AudioEncoder
+from bagpiper_jax.modeling.config import AudioEncoderConfig
+
+pytestmark = pytest.mark.slow
+
+CONFIG = AudioEncoderConfig(
+    d_model=32,
+    encoder_layers=2,
+    encoder_attention_heads=4,
+    encoder_ffn_dim=48,
+    output_dim=40,
+    downsample_hidden_size=8,
+    n_window_infer=200,  # blocks of two windows
+)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as qwen3_omni
+    from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import (
+        Qwen3OmniMoeAudioEncoderConfig,
+    )
+
+    from .weights import copy_weights, randomise
+
+    config = Qwen3OmniMoeAudioEncoderConfig(
+        d_model=CONFIG.d_model,
+        encoder_layers=CONFIG.encoder_layers,
+        encoder_attention_heads=CONFIG.encoder_attention_heads,
+        encoder_ffn_dim=CONFIG.encoder_ffn_dim,
+        output_dim=CONFIG.output_dim,
+        downsample_hidden_size=CONFIG.downsample_hidden_size,
+        n_window_infer=CONFIG.n_window_infer,
+        attn_implementation="eager",
+    )
+    original = randomise(qwen3_omni.Qwen3OmniMoeAudioEncoder(config))
+    encoder = AudioEncoder(CONFIG, rngs=nnx.Rngs(0))
+    copy_weights(encoder, original)
+    return original, encoder
+
+
+def mel_of(frames, seed=0):
+    return np.random.default_rng(seed).standard_normal((frames, 128), dtype=np.float32)
+
+
+def run_original(original, *mels):
+    """Clips encoded in one call of the original → features of each."""
+    import torch
+
+    features = torch.tensor(np.concatenate(mels).T)
+    lengths = torch.tensor([len(mel) for mel in mels])
+    with torch.no_grad():
+        out = original(features, feature_lens=lengths).last_hidden_state.numpy()
+    counts = [len(m) // 100 * 13 + int(num_tokens(len(m) % 100)) for m in mels]
+    assert len(out) == sum(counts)
+    return np.split(out, np.cumsum(counts)[:-1])
+
+
+def run_here(encoder, mel):
+    windows = -(-len(mel) // 100)
+    windows = -(-windows // CONFIG.block_windows) * CONFIG.block_windows
+    padded = np.zeros((windows * 100, 128), np.float32)
+    padded[: len(mel)] = mel
+    frames = np.clip(len(mel) - 100 * np.arange(windows), 0, 100)
+    with jax.default_matmul_precision("highest"):
+        out = encoder(padded.reshape(1, windows, 100, 128), frames[None])[0]
+    valid = np.arange(13) < num_tokens(frames)[:, None]
+    return np.asarray(out)[valid.reshape(-1)]
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(actual, expected, atol=2e-5 * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.parametrize("frames", [100, 101, 150, 200, 208, 399, 400, 1234])
+def test_features(pair, frames):
+    original, encoder = pair
+    mel = mel_of(frames)
+    close(run_here(encoder, mel), run_original(original, mel)[0])
+
+
+@pytest.mark.parametrize("frames", [1, 8, 9, 57, 99])
+def test_short_clip_in_company(pair, frames):
+    """The original pads the windows of a call to the longest of them. Beside a whole window a
+    short clip has the features that it has here, always."""
+    original, encoder = pair
+    mel = mel_of(frames)
+    close(run_here(encoder, mel), run_original(original, mel, mel_of(100, seed=1))[0])
+
+
+@pytest.mark.parametrize("frames", [8, 9, 57, 91])
+def test_short_clip_alone(pair, frames):
+    """Alone, the original does not pad it: what its convolutions see past the end differs, so
+    that the last place does, and with it, through attention, the others a little."""
+    original, encoder = pair
+    mel = mel_of(frames)
+    alone, here = run_original(original, mel)[0], run_here(encoder, mel)
+    error = np.linalg.norm(here - alone, axis=1) / np.linalg.norm(alone, axis=1)
+    print(frames, error)
+    assert error.argmax() == len(error) - 1

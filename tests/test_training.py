@@ -1,0 +1,215 @@
+"""Training runs: resume to the last bit, whole checkpoints only, settings that are wrong."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.release import load_assets, load_weights, save_release, weight_shapes
+from bagpiper_jax.store import Checkpoints
+from bagpiper_jax.training.config import claim_workdir, load_config
+from bagpiper_jax.training.loop import batches, train
+
+CONFIG = os.path.join(os.path.dirname(__file__), "..", "experiments", "mini.py")
+TINY = [
+    "--config.model=tiny",
+    "--config.steps=6",
+    "--config.optimizer.warmup_steps=2",
+    "--config.optimizer.peak_lr=0.01",
+    "--config.data.rows=2",
+    "--config.data.workers=0",
+    "--config.data.length=768",
+    "--config.log_every=1",
+    "--config.save_every=3",
+]
+
+
+def settings(*overrides):
+    return load_config(["--config", CONFIG, *TINY, *overrides])
+
+
+def losses(workdir):
+    with open(os.path.join(workdir, "metrics.jsonl"), encoding="utf-8") as f:
+        return {line["step"]: line["loss"] for line in map(json.loads, f)}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of six steps without a break."""
+    workdir = str(tmp_path_factory.mktemp("run"))
+    return workdir, train(settings(), workdir)
+
+
+def copy_assets(source, target):
+    os.makedirs(target, exist_ok=True)
+    for name in ("tokenizer.model", "codec.npz", "model.json"):
+        with open(os.path.join(source, name), "rb") as a:
+            with open(os.path.join(target, name), "wb") as b:
+                b.write(a.read())
+
+
+def test_loss_falls_and_every_step_is_logged(finished):
+    workdir, state = finished
+    curve = losses(workdir)
+    assert sorted(curve) == [1, 2, 3, 4, 5, 6] and int(state.step) == 6
+    assert curve[6] < curve[1] - 0.1
+    assert os.listdir(os.path.join(workdir, "metrics"))  # TensorBoard events
+
+
+def test_a_killed_run_resumes_to_the_last_bit(finished, tmp_path):
+    """SIGKILL after the checkpoint of step 3; the rest equals the undisturbed run exactly."""
+    workdir, state = finished
+    other = str(tmp_path / "run")
+    copy_assets(workdir, other)
+    code = (
+        "import sys; from bagpiper_jax.training.config import load_config\n"
+        "from bagpiper_jax.training.loop import train\n"
+        "train(load_config(sys.argv[2:]), sys.argv[1])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, other, "--config", CONFIG, *TINY])
+    saved = os.path.join(other, "checkpoints", "3")
+    deadline = time.monotonic() + 240
+    while not os.path.isdir(saved) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert os.path.isdir(saved), "the first checkpoint never came"
+    resumed = train(settings(), other)
+    ours, theirs = losses(other), losses(workdir)
+    assert {s: ours[s] for s in (4, 5, 6)} == {s: theirs[s] for s in (4, 5, 6)}
+    jax.tree.map(np.testing.assert_array_equal, resumed, state)
+
+
+def test_sigterm_saves_and_ends(finished, tmp_path):
+    workdir, _ = finished
+    run = settings("--config.save_every=100", "--config.steps=100")
+    other = str(tmp_path / "run")
+    copy_assets(workdir, other)
+
+    def terminate(run):
+        return lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+
+    run = dataclasses.replace(run, sample_every=2)
+    train(run, other, terminate)
+    with Checkpoints(other, keep=2) as checkpoints:
+        assert checkpoints.latest_step == 3  # the signal came after step 2
+
+
+def test_batches_do_not_depend_on_workers_or_start(finished):
+    assets = load_assets(finished[0])
+    plain = batches(settings(), assets, 0)
+    first = [next(plain) for _ in range(3)]
+    with_worker = batches(settings("--config.data.workers=1"), assets, 1)
+    for want in first[1:]:
+        got = next(with_worker)
+        jax.tree.map(np.testing.assert_array_equal, want, got)
+
+
+def test_finished_run_does_nothing_more(finished):
+    workdir, state = finished
+    again = train(settings(), workdir)
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
+def test_release_round_trip(finished, tmp_path):
+    workdir, state = finished
+    assets = load_assets(workdir)
+    out = str(tmp_path / "release")
+    save_release(out, state.params, assets)
+    shapes = weight_shapes(assets.config)
+    loaded = load_weights(out, shapes)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-8), loaded, state.params)
+    jax.tree.map(np.testing.assert_array_equal, load_weights(workdir, shapes), state.params)
+    assert not [f for f in os.listdir(out) if f.endswith(".tmp")]
+
+
+def test_start_from_weights_has_a_fresh_optimizer(finished, tmp_path):
+    workdir, state = finished
+    other = str(tmp_path / "run")
+    copy_assets(workdir, other)
+    started = train(settings(f"--config.init_from={workdir}", "--config.steps=3"), other)
+    assert int(started.step) == 3
+    assert losses(other)[1] < losses(workdir)[1] - 0.1
+
+
+def test_truncated_or_foreign_weights_are_refused(finished, tmp_path):
+    workdir, state = finished
+    assets = load_assets(workdir)
+    out = str(tmp_path / "release")
+    save_release(out, state.params, assets)
+    path = os.path.join(out, "model.safetensors")
+    with open(path, "r+b") as f:
+        f.truncate(os.path.getsize(path) // 2)
+    with pytest.raises(UserError, match="damaged or truncated"):
+        load_weights(out, weight_shapes(assets.config))
+    save_release(out, {**state.params, "extra": np.zeros(3)}, assets)
+    with pytest.raises(UserError, match="extra is unexpected"):
+        load_weights(out, weight_shapes(assets.config))
+    params = dict(state.params)
+    del params["stream_emb"]
+    save_release(out, params, assets)
+    with pytest.raises(UserError, match="stream_emb is missing"):
+        load_weights(out, weight_shapes(assets.config))
+
+
+def test_workdir_of_another_config_is_refused(finished):
+    workdir, _ = finished
+    with pytest.raises(UserError, match=r"optimizer\.peak_lr"):
+        claim_workdir(workdir, settings("--config.optimizer.peak_lr=0.5"))
+
+
+@pytest.mark.parametrize(
+    "override,message",
+    [
+        ("--config.optimizer.peak_lrr=1.0", "peak_lrr"),
+        ("--config.steps=0", "steps must be positive"),
+        ("--config.steps=many", "steps"),
+        ("--config.data.mixture.text_to_audio=-9.0", "mixture"),
+        ("--config.optimizer.warmup_steps=60", "warmup_steps"),
+        ("--config.model=8b", "no model preset"),
+    ],
+)
+def test_wrong_settings_are_told_by_key(override, message, tmp_path):
+    with pytest.raises(UserError, match=message) as error:
+        train(settings(override), str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_misspelled_key_in_a_config_file(tmp_path):
+    with open(CONFIG, encoding="utf-8") as f:
+        text = f.read().replace("c.optimizer.clip", "c.optimizer.clipp")
+    path = tmp_path / "wrong.py"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"optimizer\.clipp"):
+        load_config(["--config", str(path)])
+    with pytest.raises(UserError, match="no config file"):
+        load_config(["--config", str(tmp_path / "none.py")])
+
+
+def test_full_disk_is_told_and_leaves_no_half_checkpoint(finished, tmp_path):
+    """A limit on file sizes stands for the full disk: writes fail in the middle."""
+    workdir, _ = finished
+    other = str(tmp_path / "run")
+    copy_assets(workdir, other)
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "from bagpiper_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["train", "--workdir", other, "--config", CONFIG, *TINY]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "cannot write the checkpoint" in done.stderr
+    assert "Traceback" not in done.stderr
+    with Checkpoints(other, keep=2) as checkpoints:
+        assert checkpoints.latest_step is None
