@@ -69,7 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="test_a", choices=("dev", "test_a", "test_b"))
     evaluate.add_argument("--scenes", type=int, default=300, help="scenes to describe")
     evaluate.add_argument("--renders", type=int, default=100, help="strings to render, a kind")
-    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--seed", type=int, default=1)
+    evaluate.add_argument(
+        "--choose-sampling",
+        action="store_true",
+        help="first choose the audio sampling on the development split, kept beside the weights",
+    )
 
     demo = commands.add_parser("demo", help="short training, then a report of the mini model")
     demo.set_defaults(command=_demo)
@@ -141,14 +146,16 @@ def _release(args) -> None:
 
 
 def _evaluate(args) -> None:
-    try:
-        from bagpiper_jax.evaluation.mini_probes import evaluate
-    except ImportError as e:
-        raise UserError(f"evaluation needs: pip install 'bagpiper_jax[eval]' ({e})") from e
+    from bagpiper_jax.evaluation.evaluate import evaluate
+    from bagpiper_jax.evaluation.figures import figures_of
+    from bagpiper_jax.evaluation.sampling_choice import choose_for
     from bagpiper_jax.release import MINI
 
-    evaluate(
-        args.checkpoint or MINI,
+    checkpoint = args.checkpoint or MINI
+    if args.choose_sampling:
+        choose_for(checkpoint, args.corpus, seed=args.seed)
+    results = evaluate(
+        checkpoint,
         args.out,
         corpus_dir=args.corpus,
         split=args.split,
@@ -156,6 +163,7 @@ def _evaluate(args) -> None:
         renders=args.renders,
         seed=args.seed,
     )
+    print("\n".join(figures_of(results)))
 
 
 def _demo(args) -> None:

@@ -158,9 +158,7 @@ def drop_condition(example: Example) -> Example:
     )
 
 
-def encode_prompt(
-    messages: Sequence[Message], vocab: Vocabulary, tokenizer: Tokenizer
-) -> Example:
+def encode_prompt(messages: Sequence[Message], vocab: Vocabulary, tokenizer: Tokenizer) -> Example:
     """Rows that come before an answer: the conversation without loss, then `<|assistant|>`."""
     example = encode_conversation(messages, vocab, tokenizer)
     tail = _stream0([vocab_lib.ROLES["assistant"]], vocab.num_streams)

@@ -55,7 +55,9 @@ class Vocabulary:
             raise ValueError(f"every size of {self} must be at least 1")
         weights = self.codec_weight
         if isinstance(weights, tuple) and len(weights) != self.num_streams:
-            raise ValueError(f"codec_weight has {len(weights)} values for {self.num_streams} streams")
+            raise ValueError(
+                f"codec_weight has {len(weights)} values for {self.num_streams} streams"
+            )
 
     @property
     def text_start(self) -> int:

@@ -23,6 +23,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.data = ml_collections.ConfigDict()
     c.data.corpus = os.path.normpath(os.path.join(_HERE, "..", "data", "mini"))
     c.data.profile = "mixed"  # half short spelled strings, half full scenes
+    # hearing and speaking are found soonest in a world of digits in one voice
+    c.data.first_profile = "digits"
+    c.data.first_steps = 900
     # share of tokens by task (paper)
     c.data.mixture = {"text_to_audio": 2.0, "audio_to_text": 1.0, "text_only": 1.0}
     c.data.cfg_dropout = 0.1  # 0.05 (paper); a short training sees few of them
@@ -35,12 +38,13 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.optimizer = ml_collections.ConfigDict()
     c.optimizer.peak_lr = 2e-3
+    c.optimizer.encoder_lr_ratio = 0.5  # at the full rate its features grow without bound
     c.optimizer.final_ratio = 0.03
     c.optimizer.warmup_steps = 150
     c.optimizer.b1 = 0.9  # (reference)
     c.optimizer.b2 = 0.95  # (reference)
     c.optimizer.eps = 1e-8  # (reference)
-    c.optimizer.weight_decay = 0.01
+    c.optimizer.weight_decay = 0.1
     c.optimizer.clip = 1.0  # (reference)
 
     c.log_every = 20  # steps between metrics

@@ -197,10 +197,14 @@ def test_build_batch_fills_rows_first_fit(tiny_config, small_tokenizer, conversa
 
 
 def test_build_batch_without_audio_holds_one_block(tiny_config, small_tokenizer):
-    batch = build_batch([[Message("assistant", "text", "a")]], tiny_config, small_tokenizer, length=9)
+    batch = build_batch(
+        [[Message("assistant", "text", "a")]], tiny_config, small_tokenizer, length=9
+    )
     assert batch.mel.shape == (1, 2, 100, NUM_MELS) and not batch.mel_frames.any()
     loud = [Message("user", "text", "a")]
-    batch = build_batch([loud], tiny_config, small_tokenizer, length=9, loss_region="all", windows=4)
+    batch = build_batch(
+        [loud], tiny_config, small_tokenizer, length=9, loss_region="all", windows=4
+    )
     assert batch.loss_mask[0, 1:5, 0].all() and batch.mel.shape[1] == 4
 
 

@@ -116,7 +116,5 @@ def test_no_array_of_rows_by_vocabulary_survives_chunking():
         compiled = jax.jit(jax.grad(f, argnums=(0, 1, 2))).lower(hidden, head, stream_emb).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    whole = temporaries(
-        lambda h, w, s: fused(h, targets, mask, w, s, rows).cross_entropy.sum()
-    )
+    whole = temporaries(lambda h, w, s: fused(h, targets, mask, w, s, rows).cross_entropy.sum())
     assert temporaries(loss) < whole / 4

@@ -64,7 +64,9 @@ def test_silence():
     np.testing.assert_allclose(log_mel(np.zeros(1600)), -1.5, atol=1e-6)
 
 
-@pytest.mark.parametrize("wav", [np.zeros(0), np.zeros(200), np.zeros((2, 400)), np.zeros((400, 1))])
+@pytest.mark.parametrize(
+    "wav", [np.zeros(0), np.zeros(200), np.zeros((2, 400)), np.zeros((400, 1))]
+)
 def test_clips_that_it_refuses(wav):
     with pytest.raises(ValueError, match="mono clip of at least 201 samples"):
         log_mel(wav)

@@ -14,7 +14,8 @@ from bagpiper_jax.tokenizer import Qwen3Tokenizer, SentencePieceTokenizer
 # any character, and the likely offenders more often: white space, quotes, SentencePiece's own
 # signs, what the wrapper might put in place of ▁
 texts = st.text(
-    st.characters(codec="utf-8") | st.sampled_from(' \t\n\r"\'abc▁⁇😀é\u0301\ufeff\U0010ffff\U0010fffe')
+    st.characters(codec="utf-8")
+    | st.sampled_from(" \t\n\r\"'abc▁⁇😀é\u0301\ufeff\U0010ffff\U0010fffe")
 )
 
 

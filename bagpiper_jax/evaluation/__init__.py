@@ -1,0 +1,1 @@
+"""Probes of a trained model, the judges that hear, and the report."""

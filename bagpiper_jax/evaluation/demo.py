@@ -11,8 +11,9 @@ import shutil
 from pathlib import Path
 
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.evaluation import asr
 from bagpiper_jax.evaluation.evaluate import ITEMS_FILE, evaluate, read_items
-from bagpiper_jax.evaluation.figures import Evaluation, committed, key_figures
+from bagpiper_jax.evaluation.figures import Evaluation, committed, figures_of
 from bagpiper_jax.evaluation.report import read_curve, write_report
 from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
 from bagpiper_jax.modeling.mel_codec import MelCodec
@@ -53,6 +54,7 @@ def run_demo(
     """
     if not EXPERIMENT.is_file():
         raise UserError(f"there is no {EXPERIMENT}: run the demonstration from a clone")
+    asr.require()
     run = _short_run(checkpoint, steps)
     workdir = os.path.join(out, TRAIN_DIR)
     if os.path.exists(os.path.join(workdir, "config.json")):
@@ -86,7 +88,9 @@ def run_demo(
             "Training of the committed checkpoint": read_curve(checkpoint),
         },
     )
-    print("\n".join([*key_figures(evaluations), f"report: {path}"]), flush=True)
+    for evaluation in evaluations:
+        print("\n".join(figures_of(evaluation.results, evaluation.name)))
+    print(f"report: {path}", flush=True)
     return path
 
 

@@ -28,7 +28,7 @@ from bagpiper_jax.evaluation.rendering_probe import (
     spoken_scenes,
 )
 from bagpiper_jax.evaluation.sampling_choice import CFGS, scene_sampling, write_json
-from bagpiper_jax.inference.pipeline import load
+from bagpiper_jax.inference.pipeline import SAMPLING_FILE, load
 from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
 
 ITEMS_FILE, AUDIO_DIR = "items.jsonl", "audio"
@@ -72,6 +72,7 @@ def evaluate(
     """
     if scenes < 2 or renders < 2 or prompts < 1:
         raise UserError("an evaluation needs at least 2 scenes, 2 renders and 1 codec prompt")
+    asr.require()
     whisper = asr.Whisper()
     try:
         os.makedirs(os.path.join(out, AUDIO_DIR), exist_ok=True)
@@ -80,12 +81,14 @@ def evaluate(
     corpus = load_corpus(corpus_dir)
     pipe = load(checkpoint)
     sampling = scene_sampling(pipe)
+    chosen = os.path.exists(os.path.join(checkpoint, SAMPLING_FILE))
     results: dict[str, Any] = {
         "checkpoint": os.path.basename(os.path.abspath(checkpoint)),
         "date": datetime.date.today().isoformat(),
         "split": split,
         "seed": seed,
         "sampling": {kind: dataclasses.asdict(s) for kind, s in sampling.items()},
+        "sampling_source": "chosen on development scenes" if chosen else "preset",
         "judges": {"whisper": asr.WHISPER, "visqol": asr.VISQOL},
         "versions": asr.versions(),
     }

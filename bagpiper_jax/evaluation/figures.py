@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
 from typing import Any
 
 from bagpiper_jax.errors import UserError
@@ -86,21 +85,25 @@ def committed(checkpoint: str) -> list[Evaluation]:
         raise UserError(f"{path} is damaged ({error}): run `bagpiper evaluate` again") from error
 
 
-def key_figures(evaluations: Sequence[Evaluation]) -> list[str]:
-    """The figures that have targets, as lines for a terminal."""
+def figures_of(results: dict[str, Any], name: str = "") -> list[str]:
+    """The figures that have targets, as lines for a terminal.
+
+    Args:
+      results: of `evaluate`.
+      name: of the evaluation, said in every line if given.
+    """
+    evaluation = Evaluation(name, results)
     lines = []
     for target in TARGETS:
-        for evaluation in evaluations:
-            interval = evaluation.get(*target.path)
-            if interval:
-                scale, form = (100, "{:.1f} %") if target.percent else (1, "{:.3f}")
-                value, low, high, limit = (
-                    form.format(scale * x)
-                    for x in (interval["value"], interval["low"], interval["high"], target.limit)
-                )
-                bound = "at most" if target.at_most else "at least"
-                lines.append(
-                    f"{target.name}: {value} ({low} to {high}, n = {interval['count']}; "
-                    f"target {bound} {limit}; {evaluation.name})"
-                )
+        interval = evaluation.get(*target.path)
+        if interval:
+            scale, form = (100, "{:.1f} %") if target.percent else (1, "{:.3f}")
+            value, low, high, limit = (
+                form.format(scale * x)
+                for x in (interval["value"], interval["low"], interval["high"], target.limit)
+            )
+            bound = "at most" if target.at_most else "at least"
+            head = f"{name}: {target.name}" if name else target.name
+            tail = f"n = {interval['count']}; target {bound} {limit}"
+            lines.append(f"{head}: {value} ({low} to {high}; {tail})")
     return lines

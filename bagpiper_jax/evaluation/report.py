@@ -189,9 +189,9 @@ def _rendering(evaluations, items, folder: str, corpus: Corpus, cards: int) -> s
     return page.section(
         "It speaks: caption to audio",
         page.paragraph(
-            "Whisper transcribes what the model renders. Settings, chosen on development scenes: "
-            f"temperature {audio['temperature']:g}, top-k {audio['top_k']}, guidance "
-            f"{audio['cfg']:g}, at least {audio['min_rows']} rows."
+            "Whisper transcribes what the model renders. Settings, "
+            f"{evaluations[-1].get('sampling_source')}: temperature {audio['temperature']:g}, "
+            f"top-k {audio['top_k']}, guidance {audio['cfg']:g}, at least {audio['min_rows']} rows."
         ),
         f'<div class="cards">{"".join(shown)}</div>',
         page.table(["word error rate by Whisper", *(e.name for e in evaluations)], rows),
@@ -212,9 +212,8 @@ def _sweep(evaluations: Sequence[Evaluation]) -> str:
     return page.section(
         "Guidance",
         page.paragraph(
-            "Classifier-free guidance at other strengths, all other settings as chosen, rendered "
-            "digit strings. It is shown, not chosen from: the choice was made on the development "
-            "split."
+            "Classifier-free guidance at other strengths, all other settings the same, rendered "
+            "digit strings. It is shown here, nothing is chosen by it."
         ),
         f'<div class="two"><div class="panel">{picture}</div>'
         + page.table(["guidance", *sweeps], rows)

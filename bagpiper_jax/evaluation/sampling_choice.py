@@ -9,10 +9,11 @@ import os
 from typing import Any
 
 from bagpiper_jax.errors import UserError
-from bagpiper_jax.evaluation import text_metrics
+from bagpiper_jax.evaluation import asr, text_metrics
 from bagpiper_jax.evaluation.rendering_probe import hear, normal_form, render, spoken_scenes
-from bagpiper_jax.inference.pipeline import SAMPLING_FILE, Pipeline
+from bagpiper_jax.inference.pipeline import SAMPLING_FILE, Pipeline, load
 from bagpiper_jax.inference.sampling import Sampling
+from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
 from bagpiper_jax.input_pipeline.scenes import Corpus
 
 TRIALS_FILE = "sampling_trials.json"
@@ -89,6 +90,25 @@ def choose_sampling(
     chosen = {kind: dataclasses.asdict(sampling) for kind, sampling in settings.items()}
     write_json(os.path.join(checkpoint, SAMPLING_FILE), chosen)
     return settings
+
+
+def choose_for(
+    checkpoint: str, corpus_dir: str, *, digits: int = 14, letters: int = 6, seed: int = 1
+) -> dict[str, Sampling]:
+    """`choose_sampling` for a checkpoint and a corpus by their directories.
+
+    Raises:
+      UserError: the extra `eval` is missing, or a directory does not load.
+    """
+    asr.require()
+    return choose_sampling(
+        load(checkpoint),
+        load_corpus(corpus_dir),
+        asr.Whisper(),
+        checkpoint,
+        counts={"digits": digits, "letters": letters},
+        seed=seed,
+    )
 
 
 def write_json(path: str, values: Any) -> None:

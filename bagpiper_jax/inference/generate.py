@@ -63,7 +63,9 @@ class Generator:
         batch = self._pack(prompts)
         if modality is None:
             chosen = [vocab_lib.MODALITIES[m] for m in ("text", "audio")]
-            hidden, _ = self._prefill(self._params, batch, slots=batch.tokens.shape[1], guided=False)
+            hidden, _ = self._prefill(
+                self._params, batch, slots=batch.tokens.shape[1], guided=False
+            )
             best = np.asarray(self._marker_logits(self._params, hidden))[:, chosen].argmax(-1)
             kinds = [("text", "audio")[i] for i in best]
         else:

@@ -12,7 +12,9 @@ from bagpiper_jax.modeling import layers as layers_lib
 from bagpiper_jax.modeling.config import AudioEncoderConfig
 from bagpiper_jax.ops.attention import attention, segment_mask
 
-_INIT = nnx.initializers.normal(0.02)
+# where the tower is trained from scratch: the features must arrive at the decoder at the scale of
+# its own activations, or its first layers drown them and training blows them up without bound
+_INIT = nnx.initializers.lecun_normal()
 
 
 def gelu(x):
@@ -29,9 +31,7 @@ def sinusoids(length: int, channels: int) -> np.ndarray:
 
 
 def _linear(inputs: int, outputs: int, dtype, rngs, *, bias=True) -> nnx.Linear:
-    return nnx.Linear(
-        inputs, outputs, use_bias=bias, kernel_init=_INIT, dtype=dtype, rngs=rngs
-    )
+    return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=_INIT, dtype=dtype, rngs=rngs)
 
 
 class EncoderLayer(nnx.Module):
@@ -70,9 +70,7 @@ class AudioEncoder(nnx.Module):
         width = config.downsample_hidden_size
 
         def conv(inputs):
-            return nnx.Conv(
-                inputs, width, (3, 3), strides=2, padding=1, dtype=dtype, rngs=rngs
-            )
+            return nnx.Conv(inputs, width, (3, 3), strides=2, padding=1, dtype=dtype, rngs=rngs)
 
         self.conv2d1, self.conv2d2, self.conv2d3 = conv(1), conv(width), conv(width)
         bins = num_tokens(config.num_mel_bins)

@@ -44,9 +44,7 @@ class Bagpiper(nnx.Module):
         self.audio_tower = AudioEncoder(
             config.encoder, unroll=config.scan_unroll, dtype=dtype, rngs=rngs
         )
-        self.adaptor = nnx.Linear(
-            config.encoder.output_dim, hidden, kernel_init=init, dtype=dtype, rngs=rngs
-        )
+        self.adaptor = nnx.Linear(config.encoder.output_dim, hidden, dtype=dtype, rngs=rngs)
 
     @property
     def head(self) -> jax.Array:

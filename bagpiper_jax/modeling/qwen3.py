@@ -69,9 +69,7 @@ class RMSNorm(nnx.Module):
 
 
 def _linear(inputs: int, outputs: int, dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(
-        inputs, outputs, use_bias=False, kernel_init=_INIT, dtype=dtype, rngs=rngs
-    )
+    return nnx.Linear(inputs, outputs, use_bias=False, kernel_init=_INIT, dtype=dtype, rngs=rngs)
 
 
 class Attention(nnx.Module):

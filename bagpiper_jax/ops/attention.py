@@ -74,8 +74,6 @@ def causal_attention(q, k, v, segment_ids, *, block: int = 64) -> jax.Array:
     for start in range(0, length, block):
         stop = min(start + block, length)
         span = slice(start, stop)
-        mask = segment_mask(
-            segment_ids[:, span], segment_ids[:, :stop], slots[span], slots[:stop]
-        )
+        mask = segment_mask(segment_ids[:, span], segment_ids[:, :stop], slots[span], slots[:stop])
         blocks.append(attention(q[:, span], k[:, :stop], v[:, :stop], mask))
     return jnp.concatenate(blocks, axis=1)

@@ -20,7 +20,8 @@ class DataConfig:
 
     Attributes:
       corpus: directory of the mini corpus.
-      profile: of the scenes, "spelling", "scene" or "mixed".
+      profile: of the scenes, "digits", "spelling", "scene" or "mixed".
+      first_profile, first_steps: the profile of so many steps at the start, a curriculum.
       mixture: share of tokens by task.
       cfg_dropout: chance that an example with assistant audio loses its condition.
       rows, length, windows: packed rows of a batch, positions and mel windows of a row.
@@ -30,6 +31,8 @@ class DataConfig:
 
     corpus: str
     profile: str
+    first_profile: str
+    first_steps: int
     mixture: dict[str, float]
     cfg_dropout: float
     rows: int
@@ -42,9 +45,13 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with global-norm clip and linear warm-up, then cosine to `final_ratio · peak_lr`."""
+    """AdamW with global-norm clip and linear warm-up, then cosine to `final_ratio · peak_lr`.
+
+    The audio tower and the adaptor learn at `encoder_lr_ratio` of the rate.
+    """
 
     peak_lr: float
+    encoder_lr_ratio: float
     final_ratio: float
     warmup_steps: int
     b1: float
@@ -159,7 +166,9 @@ def claim_workdir(workdir: str, run: RunConfig) -> None:
         except ValueError as e:
             raise UserError(f"{path} is damaged: choose another --workdir") from e
         differing = sorted(
-            key for key in {*_flat(mine), *_flat(theirs)} if _flat(mine).get(key) != _flat(theirs).get(key)
+            key
+            for key in {*_flat(mine), *_flat(theirs)}
+            if _flat(mine).get(key) != _flat(theirs).get(key)
         )
         if differing:
             raise UserError(

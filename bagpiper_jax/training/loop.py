@@ -43,6 +43,8 @@ def make_source(run: RunConfig, assets: Assets) -> PackedScenes:
         num_rows=run.steps * data.rows,
         seed=run.seed,
         profile=data.profile,
+        first_profile=data.first_profile,
+        first_rows=data.first_steps * data.rows,
         mixture=data.mixture,
         cfg_dropout=data.cfg_dropout,
     )
@@ -56,7 +58,9 @@ def batches(run: RunConfig, assets: Assets, start: int) -> Iterator[Batch]:
     if run.data.workers:
         if not flags.FLAGS.is_parsed():  # Grain reads absl flags when it starts workers
             flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=run.data.workers, per_worker_buffer_size=4)
+        options = grain.MultiprocessingOptions(
+            num_workers=run.data.workers, per_worker_buffer_size=4
+        )
         dataset = dataset.mp_prefetch(options, worker_init_fn=_one_thread)
     return iter(dataset)
 

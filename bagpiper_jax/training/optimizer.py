@@ -19,6 +19,20 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     )
 
 
+def _slow_encoder(ratio: float) -> optax.GradientTransformation:
+    """Scales the updates of the audio tower and its adaptor."""
+
+    def scale(updates, _):
+        return {
+            name: jax.tree.map(lambda u: ratio * u, part)
+            if name in ("audio_tower", "adaptor")
+            else part
+            for name, part in updates.items()
+        }
+
+    return optax.stateless(scale)
+
+
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """AdamW with global-norm clip; weights of matrices decay, norms and biases do not."""
     return optax.chain(
@@ -31,4 +45,5 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             weight_decay=config.weight_decay,
             mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params),
         ),
+        _slow_encoder(config.encoder_lr_ratio),
     )

@@ -96,13 +96,22 @@ def test_short_clip_in_company(pair, frames):
     close(run_here(encoder, mel), run_original(original, mel, mel_of(100, seed=1))[0])
 
 
-@pytest.mark.parametrize("frames", [8, 9, 57, 91])
+@pytest.mark.parametrize("frames", [8, 56, 96])
 def test_short_clip_alone(pair, frames):
-    """Alone, the original does not pad it: what its convolutions see past the end differs, so
-    that the last place does, and with it, through attention, the others a little."""
+    """Of whole strides: no convolution looks past the end, so that company makes no difference."""
+    original, encoder = pair
+    mel = mel_of(frames)
+    close(run_here(encoder, mel), run_original(original, mel)[0])
+
+
+@pytest.mark.parametrize("frames", [9, 57, 91])
+def test_ragged_short_clip_alone(pair, frames):
+    """The known difference: alone, the original does not pad such a clip. Its convolutions then end
+    in zeros, not in what they make of silence, so the last place differs, and through attention the
+    others a little. In a packed batch, as in training, the original agrees with the encoder here.
+    """
     original, encoder = pair
     mel = mel_of(frames)
     alone, here = run_original(original, mel)[0], run_here(encoder, mel)
     error = np.linalg.norm(here - alone, axis=1) / np.linalg.norm(alone, axis=1)
-    print(frames, error)
-    assert error.argmax() == len(error) - 1
+    assert error.argmax() == len(error) - 1 and 1e-3 < error[-1] < 0.1

@@ -235,6 +235,7 @@ class _Planner:
     def voice(self, voices: tuple[str, ...], used: str) -> str:
         """A voice of another kind than `used`, if there is one."""
         kinds = self.corpus.voice_kinds
+        voices = tuple(v for v in voices if v in self.world.voices) or voices
         voices = tuple(v for v in voices if kinds[v] != used) or voices
         rest = 1 - sum(VOICE_SHARES.get(v, 0) for v in voices)
         unnamed = sum(v not in VOICE_SHARES for v in voices)

