@@ -33,12 +33,15 @@ class MelWindows:
 
     @property
     def num_tokens(self) -> int:
+        """Encoder tokens of the clip."""
         return int(num_tokens(self.frames).sum())
 
 
 def num_tokens(frames):
     """Encoder tokens of windows with so many valid frames: three halvings, each rounded up."""
-    return -(-(-(-(-(-frames // 2)) // 2)) // 2)
+    for _ in range(3):
+        frames = (frames + 1) // 2
+    return frames
 
 
 def clip_tokens(num_samples: int) -> int:

@@ -14,7 +14,7 @@ _SPACE = "▁"
 
 
 class Tokenizer(Protocol):
-    """What the rest of the project asks of a tokenizer. Ids start at 0, `decode` inverts `encode`."""
+    """What the project asks of a tokenizer. Ids start at 0, `decode` inverts `encode`."""
 
     @property
     def vocab_size(self) -> int: ...

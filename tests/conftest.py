@@ -61,14 +61,17 @@ def make_model():
 
     from bagpiper_jax.modeling.bagpiper import Bagpiper
 
-    def make(config, seed=0):
-        model = Bagpiper(config, rngs=nnx.Rngs(seed))
+    def make(config, seed=0, **settings):
+        # the model's own initialisation takes seconds
+        model = nnx.eval_shape(lambda: Bagpiper(config, rngs=nnx.Rngs(0), **settings))
         rng = np.random.default_rng(seed)
-        values = jax.tree.map(
-            lambda x: x + 0.1 * rng.standard_normal(x.shape, dtype=np.float32),
-            nnx.state(model, nnx.Param),
-        )
-        nnx.update(model, values)
+
+        def value(path, shape):
+            is_norm = "norm" in str(path) and "bias" not in str(path) or "ln_post" in str(path)
+            noise = 0.1 * rng.standard_normal(shape.shape, dtype=np.float32)
+            return jax.numpy.asarray(noise + 1.0 if is_norm else noise)
+
+        nnx.update(model, jax.tree.map_with_path(value, nnx.state(model, nnx.Param)))
         return model
 
     return make

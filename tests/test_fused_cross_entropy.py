@@ -78,14 +78,14 @@ def test_values_and_gradients_agree_with_the_plain_form(scale, emb_scale, chunk)
 
 
 def test_adversarial_maxima_that_do_not_meet():
-    """Where the logits peak, the offsets vanish: the factorised sum underflows, the result must not."""
+    """The offsets vanish where the logits peak: the factorised sum underflows, not the result."""
     logits = jnp.full((3, 2 * 8), -200.0).at[:, 0].set(0.0)
     offsets = jnp.zeros((1, 16)).at[0, 0].set(-400.0)
     want = jax.nn.logsumexp(logits[:, None] + offsets[None], axis=-1)
     got, grads = jax.vjp(stream_log_sum_exp, logits, offsets)
     np.testing.assert_allclose(got, want, rtol=1e-6)
     ours = grads(jnp.ones_like(got))
-    plain_lse = lambda l, c: jax.nn.logsumexp(l[:, None] + c[None], axis=-1)  # noqa: E731
+    plain_lse = lambda x, c: jax.nn.logsumexp(x[:, None] + c[None], axis=-1)  # noqa: E731
     theirs = jax.vjp(plain_lse, logits, offsets)[1](jnp.ones_like(got))
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-5)

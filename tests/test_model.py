@@ -166,24 +166,21 @@ def test_padding_changes_nothing(tiny_model, batch, make_batch, loss):
     (value, _), grads = loss(tiny_model, batch)
     (longer, _), longer_grads = loss(tiny_model, make_batch(length=64, windows=4))
     np.testing.assert_allclose(longer, value, rtol=1e-6)
-    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(longer_grads), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max())
+    a, b = (np.concatenate([x.ravel() for x in jax.tree.leaves(g)]) for g in (grads, longer_grads))
+    np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(a).max())
 
 
-def test_bfloat16_is_near_float32(tiny_config, tiny_model, batch, loss):
-    half = Bagpiper(tiny_config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    nnx.update(half, nnx.state(tiny_model))
-    value, _ = jax.jit(half.loss)(batch)
+def test_bfloat16_is_near_float32(tiny_config, tiny_model, make_model, batch, loss):
+    value, _ = jax.jit(make_model(tiny_config, dtype=jnp.bfloat16).loss)(batch)
     assert value.dtype == jnp.float32
     np.testing.assert_allclose(value, loss(tiny_model, batch)[0][0], rtol=0.02)
 
 
-def test_tied_tables(tiny_config):
+def test_tied_tables(tiny_config, make_model):
     decoder = dataclasses.replace(tiny_config.decoder, tie_word_embeddings=True)
-    model = Bagpiper(dataclasses.replace(tiny_config, decoder=decoder), rngs=nnx.Rngs(0))
+    model = make_model(dataclasses.replace(tiny_config, decoder=decoder))
     assert not hasattr(model, "lm_head")
     np.testing.assert_array_equal(model.head, model.model.embed_tokens[...])
-    assert not np.asarray(model.stream_emb).any()  # zero at the start
 
 
 def uncached(decode, x, positions, segments):

@@ -1,4 +1,4 @@
-"""Packed rows of the mini corpus: a pure function of (seed, number), well filled, mixed as asked."""
+"""Packed rows of the mini corpus: a pure function of (seed, number), filled and mixed as asked."""
 
 import multiprocessing
 import operator

@@ -1,0 +1,1 @@
+"""Generation: sampling, KV-cache loop, pipeline."""

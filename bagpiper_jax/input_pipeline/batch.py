@@ -1,4 +1,4 @@
-"""`Batch`, the one pytree of fixed shapes that every stage of training reads, and packing into it."""
+"""`Batch`, the one pytree of fixed shapes that every stage of training reads, and its packing."""
 
 from __future__ import annotations
 
@@ -134,7 +134,8 @@ def build_batch(
     for i, example in enumerate(encoded):
         if len(example) > length:
             raise UserError(
-                f"conversation {i} takes {len(example)} rows, the context holds {length}: shorten it"
+                f"conversation {i} takes {len(example)} rows, the context holds {length}: "
+                "shorten it"
             )
         for row in rows:
             if sum(map(len, row)) + len(example) <= length:

@@ -1,0 +1,1 @@
+"""The model, its configs and its codec."""

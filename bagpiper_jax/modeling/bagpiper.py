@@ -53,7 +53,7 @@ class Bagpiper(nnx.Module):
         return self.model.embed_tokens[...] if tied else self.lm_head[...]
 
     def encode_audio(self, mel: jax.Array, mel_frames: jax.Array) -> jax.Array:
-        """Mel windows [B, W, 100, M], frames [B, W] → features in the decoder's space [B, W·13, D]."""
+        """Mel windows [B, W, 100, M], frames [B, W] → features for the decoder [B, W·13, D]."""
         return self.adaptor(self.audio_tower(mel.astype(self.dtype), mel_frames))
 
     def embed(self, tokens: jax.Array, audio_index=None, features=None) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Qwen3 decoder in Flax NNX, after `Qwen3Model` of `transformers` (names of parameters included)."""
+"""Qwen3 decoder in Flax NNX, after `Qwen3Model` of `transformers`, parameter names included."""
 
 from __future__ import annotations
 

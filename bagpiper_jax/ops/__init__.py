@@ -1,0 +1,1 @@
+"""Kernels: attention and the fused cross-entropy."""

@@ -1,0 +1,1 @@
+"""Runs: settings, optimizer, step, loop, metrics."""

@@ -119,8 +119,8 @@ def train(
                     skipped += log.write(done)["skipped"]
                     if skipped > _MAX_SKIPPED:
                         raise UserError(
-                            f"{int(skipped)} steps had a loss or gradient that is not finite: lower "
-                            "optimizer.peak_lr"
+                            f"{int(skipped)} steps had a loss or gradient that is not finite: "
+                            "lower optimizer.peak_lr"
                         )
                 if done % run.save_every == 0 or last:
                     checkpoints.save(

@@ -1,4 +1,4 @@
-"""The audio tower against `Qwen3OmniMoeAudioEncoder` of transformers (≥ 5.23: blocked attention)."""
+"""The audio tower against `Qwen3OmniMoeAudioEncoder` of transformers ≥ 5.23 (blocked attention)."""
 
 import jax
 import numpy as np
