@@ -114,7 +114,8 @@ def train(
                 state, metrics = step_fn(state, batch)
                 log.add(metrics, waited)
                 done = number + 1
-                last = done == run.steps or terminated.requested
+                stopping = terminated.requested  # read once: a later signal waits for a save
+                last = done == run.steps or stopping
                 if done % run.log_every == 0 or last:
                     skipped += log.write(done)["skipped"]
                     if skipped > _MAX_SKIPPED:
@@ -129,10 +130,10 @@ def train(
                         {"step": state.step, "state": state.opt_state},
                         {"batches": done},
                     )
-                if sample is not None and not terminated.requested:
+                if sample is not None and not stopping:
                     if done % run.sample_every == 0 or last:
                         sample(model, state.params, assets, log, done)
-                if terminated.requested:
+                if stopping:
                     break
     return state
 
