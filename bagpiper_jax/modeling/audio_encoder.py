@@ -12,9 +12,9 @@ from bagpiper_jax.modeling import layers as layers_lib
 from bagpiper_jax.modeling.config import AudioEncoderConfig
 from bagpiper_jax.ops.attention import attention, segment_mask
 
-# where the tower is trained from scratch: the features must arrive at the decoder at the scale of
-# its own activations, or its first layers drown them and training blows them up without bound
-_INIT = nnx.initializers.lecun_normal()
+# Where the tower is trained from scratch, what it hears must not drown in its positions, nor in the
+# first layers of the decoder: scales are kept through GELU (gain 2), not shrunk layer by layer.
+_INIT = nnx.initializers.he_normal()
 
 
 def gelu(x):
@@ -70,7 +70,16 @@ class AudioEncoder(nnx.Module):
         width = config.downsample_hidden_size
 
         def conv(inputs):
-            return nnx.Conv(inputs, width, (3, 3), strides=2, padding=1, dtype=dtype, rngs=rngs)
+            return nnx.Conv(
+                inputs,
+                width,
+                (3, 3),
+                strides=2,
+                padding=1,
+                kernel_init=_INIT,
+                dtype=dtype,
+                rngs=rngs,
+            )
 
         self.conv2d1, self.conv2d2, self.conv2d3 = conv(1), conv(width), conv(width)
         bins = num_tokens(config.num_mel_bins)

@@ -63,7 +63,7 @@ class MetricsLog:
         self._bar.write(f"[{step}] {name}: {text}")
 
     def audio(self, name: str, wav: np.ndarray, sample_rate: int, step: int) -> None:
-        self._writer.add_audio(name, wav[None], step, sample_rate=sample_rate)
+        self._writer.add_audio(name, wav[:, None], step, sample_rate=sample_rate)
 
 
 def summarize(metrics: list[dict]) -> dict[str, float]:
