@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from typing import Any
 
 import jax
@@ -25,6 +27,7 @@ class Checkpoints:
           UserError: the directory cannot be made.
         """
         self._directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
+        _silence_doubles()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         try:
             self._manager = ocp.CheckpointManager(self._directory, options=options)
@@ -101,6 +104,23 @@ class Checkpoints:
                 f"cannot write the checkpoint to {self._directory} ({reason}): free some space and "
                 "start again, the run resumes from its last whole checkpoint"
             ) from e
+
+
+def _silence_doubles() -> None:
+    """Orbax and TensorStore print tracebacks of failed writes, which `_guard` tells in one line."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    previous = sys.excepthook
+    if getattr(previous, "skips_closed_loops", False):
+        return
+
+    def hook(kind, value, traceback):
+        # writes that are still under way when a save fails find their event loop closed
+        if not (kind is RuntimeError and "Event loop is closed" in str(value)):
+            previous(kind, value, traceback)
+
+    hook.skips_closed_loops = True
+    sys.excepthook = hook
 
 
 def _abstract(tree: Any) -> Any:

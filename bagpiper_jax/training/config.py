@@ -89,8 +89,10 @@ def load_config(argv: Sequence[str]) -> RunConfig:
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
         values(argv)
         config = values.config
-    except FileNotFoundError as e:
-        raise UserError(f"there is no config file {e.filename or argv}") from e
+        if config is not None:
+            config.to_dict()  # a file that failed to load says so only when it is read
+    except OSError as e:
+        raise UserError(f"there is no config file that can be read: {' '.join(argv[1:3])}") from e
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as e:
         raise UserError(f"the config does not load: {_first_line(e)}") from e
     if config is None:
