@@ -110,17 +110,17 @@ def _silence_doubles() -> None:
     """Orbax and TensorStore print tracebacks of failed writes, which `_guard` tells in one line."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    previous = sys.excepthook
+    previous = sys.unraisablehook
     if getattr(previous, "skips_closed_loops", False):
         return
 
-    def hook(kind, value, traceback):
+    def hook(unraisable):
         # writes that are still under way when a save fails find their event loop closed
-        if not (kind is RuntimeError and "Event loop is closed" in str(value)):
-            previous(kind, value, traceback)
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            previous(unraisable)
 
     hook.skips_closed_loops = True
-    sys.excepthook = hook
+    sys.unraisablehook = hook
 
 
 def _abstract(tree: Any) -> Any:
