@@ -285,6 +285,18 @@ def test_profiles(corpus, plans):
     )
 
 
+def test_terse_profile_says_the_words_and_nothing_else(corpus):
+    scenes = [plan_scene(corpus, 7, i, "train", "words") for i in range(300)]
+    for scene in scenes:
+        (event,) = scene.events
+        assert scene.caption == f'"{event.text}"'
+        assert splits.string_home(event.text) == "train"
+        assert parse_caption(scene.caption, corpus.event_labels).quotes == [event.text]
+    assert {len(s.events[0].text.split()) for s in scenes} == {1, 2, 3}
+    assert {s.events[0].kind for s in scenes} == {"digits", "letters"}
+    assert {s.events[0].voice for s in scenes} == set(corpus.voices["train"])
+
+
 def test_audio_is_what_the_plan_says(corpus, plans):
     def level(wav):
         return float(np.sqrt(np.mean(np.square(wav)))) if len(wav) else 0.0

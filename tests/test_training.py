@@ -1,8 +1,10 @@
 """Training runs: resume to the last bit, whole checkpoints only, settings that are wrong."""
 
 import dataclasses
+import filecmp
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,15 @@ import numpy as np
 import pytest
 
 from bagpiper_jax.errors import UserError
-from bagpiper_jax.release import load_assets, load_weights, save_release, weight_shapes
+from bagpiper_jax.release import (
+    CODEC_FILE,
+    MODEL_FILE,
+    TOKENIZER_FILE,
+    load_assets,
+    load_weights,
+    save_release,
+    weight_shapes,
+)
 from bagpiper_jax.store import Checkpoints
 from bagpiper_jax.training.config import claim_workdir, load_config
 from bagpiper_jax.training.loop import batches, train
@@ -50,10 +60,8 @@ def finished(tmp_path_factory):
 
 def copy_assets(source, target):
     os.makedirs(target, exist_ok=True)
-    for name in ("tokenizer.model", "codec.npz", "model.json"):
-        with open(os.path.join(source, name), "rb") as a:
-            with open(os.path.join(target, name), "wb") as b:
-                b.write(a.read())
+    for name in (TOKENIZER_FILE, CODEC_FILE, MODEL_FILE):
+        shutil.copy(os.path.join(source, name), target)
 
 
 def test_loss_falls_and_every_step_is_logged(finished):
@@ -131,12 +139,13 @@ def test_release_round_trip(finished, tmp_path):
     assert not [f for f in os.listdir(out) if f.endswith(".tmp")]
 
 
-def test_start_from_weights_has_a_fresh_optimizer(finished, tmp_path):
+def test_start_from_a_run_takes_its_weights_and_assets(finished, tmp_path):
     workdir, state = finished
     other = str(tmp_path / "run")
-    copy_assets(workdir, other)
     started = train(settings(f"--config.init_from={workdir}", "--config.steps=3"), other)
     assert int(started.step) == 3
+    for name in (TOKENIZER_FILE, CODEC_FILE):
+        assert filecmp.cmp(os.path.join(other, name), os.path.join(workdir, name), shallow=False)
     assert losses(other)[1] < losses(workdir)[1] - 0.1
 
 

@@ -77,8 +77,6 @@ class PackedScenes:
         seed: int,
         split: str = "train",
         profile: str = "mixed",
-        first_profile: str = "",
-        first_rows: int = 0,
         mixture: dict[str, float] | None = None,
         cfg_dropout: float = 0.05,
     ):
@@ -94,7 +92,6 @@ class PackedScenes:
           seed: of the scenes, their order and CFG dropout.
           split: of the scenes.
           profile: of the scenes.
-          first_profile, first_rows: the profile of so many rows at the start, a curriculum.
           mixture: share of tokens by task; 2:1:1 if None (arXiv 2602.05220).
           cfg_dropout: chance that an example with assistant audio loses its condition.
 
@@ -113,7 +110,6 @@ class PackedScenes:
         self._seed = seed
         self._split = split
         self._profile = profile
-        self._first = (first_profile, first_rows)
         self._shares = {t: w / sum(mixture.values()) for t, w in mixture.items() if w > 0}
         self._cfg_dropout = cfg_dropout
         self._plan = functools.lru_cache(maxsize=2)(self._plan_window)
@@ -145,10 +141,7 @@ class PackedScenes:
     def plan_example(self, task: str, number: int) -> Planned:
         """Sizes of an example from its scene's plan."""
         corpus = load_corpus(self._corpus_dir)
-        first_profile, first_rows = self._first
-        in_first = number // _SCENES_PER_WINDOW * _WINDOW_ROWS < first_rows
-        profile = first_profile if in_first else self._profile
-        scene = plan_scene(corpus, self._seed, number, self._split, profile)
+        scene = plan_scene(corpus, self._seed, number, self._split, self._profile)
         rows = 1 + MARKERS_PER_MESSAGE + len(self._tokenizer.encode(scene.caption))
         windows = 0
         if task == "text_to_audio":

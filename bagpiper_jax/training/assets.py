@@ -44,18 +44,20 @@ def prepare_assets(run: RunConfig, workdir: str) -> Assets:
 
 
 def _tokenizer(run: RunConfig, config: BagpiperConfig) -> SentencePieceTokenizer:
-    if run.data.tokenizer:
-        return SentencePieceTokenizer.load(run.data.tokenizer)
+    path = run.data.tokenizer or (run.init_from and os.path.join(run.init_from, TOKENIZER_FILE))
+    if path:
+        return SentencePieceTokenizer.load(path)
     captions = train_captions(load_corpus(run.data.corpus), run.seed, _TOKENIZER_CAPTIONS)
     return SentencePieceTokenizer.train(captions, config.vocab.text_size)
 
 
 def _codec(run: RunConfig, config: BagpiperConfig) -> MelCodec:
-    if run.data.codec:
-        return MelCodec.load(run.data.codec)
+    path = run.data.codec or (run.init_from and os.path.join(run.init_from, CODEC_FILE))
+    if path:
+        return MelCodec.load(path)
     corpus = load_corpus(run.data.corpus)
     scenes = (
-        render_scene(corpus, plan_scene(corpus, run.seed, i, "train", run.data.profile))
+        render_scene(corpus, plan_scene(corpus, run.seed, i, "train", "mixed"))
         for i in range(_CODEC_SCENES)
     )
     books = config.vocab.num_streams

@@ -20,19 +20,17 @@ class DataConfig:
 
     Attributes:
       corpus: directory of the mini corpus.
-      profile: of the scenes, "digits", "spelling", "scene" or "mixed".
-      first_profile, first_steps: the profile of so many steps at the start, a curriculum.
+      profile: of the scenes, "words", "spelling", "scene" or "mixed".
       mixture: share of tokens by task.
       cfg_dropout: chance that an example with assistant audio loses its condition.
       rows, length, windows: packed rows of a batch, positions and mel windows of a row.
       workers: worker processes; 0 makes the batches in the training process.
-      tokenizer, codec: files to use; empty fits them on the corpus when the run starts.
+      tokenizer, codec: files to use; if empty, those of `init_from`, or they are fitted on the
+        corpus when the run starts.
     """
 
     corpus: str
     profile: str
-    first_profile: str
-    first_steps: int
     mixture: dict[str, float]
     cfg_dropout: float
     rows: int

@@ -43,8 +43,6 @@ def make_source(run: RunConfig, assets: Assets) -> PackedScenes:
         num_rows=run.steps * data.rows,
         seed=run.seed,
         profile=data.profile,
-        first_profile=data.first_profile,
-        first_rows=data.first_steps * data.rows,
         mixture=data.mixture,
         cfg_dropout=data.cfg_dropout,
     )

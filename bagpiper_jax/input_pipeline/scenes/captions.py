@@ -127,6 +127,8 @@ LENGTH = (
     " The clip is about {t} long.",
     " All of this takes about {t}.",
 )
+# The whole of a terse caption.
+TERSE = "{q0}"
 NUMBERS = "zero one two three four five six seven eight nine ten".split()
 
 

@@ -40,8 +40,6 @@ MIN_WORDS, MAX_WORDS = 12, 45
 # of their number, so that neighbours differ in all choices.
 STRING_STRIDE, WORDING_STRIDE = 15_485_863, 136_699
 
-LENGTHS = {"digits": (2, 3, 4, 5), "letters": (2, 3, 4), "mixed": (3, 4)}
-
 
 def plan_scene(
     corpus: Corpus, seed: int, index: int, split: str = "train", profile: str = "mixed"
@@ -235,7 +233,6 @@ class _Planner:
     def voice(self, voices: tuple[str, ...], used: str) -> str:
         """A voice of another kind than `used`, if there is one."""
         kinds = self.corpus.voice_kinds
-        voices = tuple(v for v in voices if v in self.world.voices) or voices
         voices = tuple(v for v in voices if kinds[v] != used) or voices
         rest = 1 - sum(VOICE_SHARES.get(v, 0) for v in voices)
         unnamed = sum(v not in VOICE_SHARES for v in voices)
@@ -249,7 +246,7 @@ class _Planner:
             name: self.corpus.units.get((self.pool, voice, name), {})
             for name in ("digit", "letter")
         }
-        length = dice.pick(LENGTHS[kind])
+        length = dice.pick(self.world.lengths[kind])
         if kind == "mixed":
             pattern = [dice.pick(("digit", "letter")) for _ in range(length)]
             if len(set(pattern)) == 1:
@@ -287,7 +284,10 @@ class _Planner:
         """A wording this split may use, and the caption in it, of 12 to 45 words.
 
         If MAX_WORDINGS allowed wordings in a row miss those bounds, the nearest miss is taken.
+        Terse profiles have one wording, of no length in particular.
         """
+        if self.world.terse:
+            return captions.TERSE, captions.TERSE.format(q0=f'"{events[0].text}"')
         shape, i = [], 0
         for size in groups:
             shape.append("".join("v" if e.voice else "s" for e in events[i : i + size]))
