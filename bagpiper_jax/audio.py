@@ -7,6 +7,7 @@ import os
 import numpy as np
 
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.files import write_whole
 
 SAMPLE_RATE = 16_000
 MIN_SECONDS = 0.1
@@ -108,11 +109,7 @@ def save_audio(path: str | os.PathLike, wav: np.ndarray, sample_rate: int = SAMP
     import soundfile
 
     kind = writable_format(path)
-    partial = f"{path}.tmp"
     try:
-        soundfile.write(partial, wav, sample_rate, format=kind)
-        os.replace(partial, path)
-    except (OSError, soundfile.LibsndfileError) as e:
-        if os.path.exists(partial):
-            os.remove(partial)
+        write_whole(path, lambda p: soundfile.write(p, wav, sample_rate, format=kind))
+    except soundfile.LibsndfileError as e:
         raise UserError(f"cannot write {path}: {e}") from e

@@ -9,6 +9,9 @@ import sys
 
 from bagpiper_jax.errors import UserError
 
+# the clone that the package is run from, if it is run from one
+_CLONE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a subcommand; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
@@ -60,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     release.set_defaults(command=_release)
     release.add_argument("workdir", help="of the run")
     release.add_argument("out", help="directory to write")
+    release.add_argument("--results", help="directory of an evaluation, whose figures go along")
 
     evaluate = commands.add_parser("evaluate", help="measure a checkpoint on held-out scenes")
     evaluate.set_defaults(command=_evaluate)
@@ -142,24 +146,35 @@ def _train(args) -> None:
 
 
 def _release(args) -> None:
-    from bagpiper_jax.release import load_assets, load_weights, save_release, weight_shapes
+    from bagpiper_jax.release import (
+        copy_notes,
+        load_assets,
+        load_weights,
+        save_release,
+        weight_shapes,
+    )
 
     assets = load_assets(args.workdir)
     weights = load_weights(args.workdir, weight_shapes(assets.config))
     save_release(args.out, weights, assets)
+    copy_notes(args.workdir, args.out, ("sampling.json", "sampling_trials.json", "metrics.jsonl"))
+    if args.results:
+        copy_notes(args.results, args.out, ("results.json",), required=True)
     size = sum(os.path.getsize(os.path.join(args.out, f)) for f in os.listdir(args.out))
     print(f"{args.out}: {size / 2**20:.1f} MB")
 
 
 def _evaluate(args) -> None:
-    from bagpiper_jax.evaluation.demo import default_corpus
-    from bagpiper_jax.evaluation.evaluate import evaluate
-    from bagpiper_jax.evaluation.figures import figures_of
-    from bagpiper_jax.evaluation.sampling_choice import choose_for
+    try:
+        from bagpiper_jax.evaluation.evaluate import evaluate
+        from bagpiper_jax.evaluation.figures import figures_of
+        from bagpiper_jax.evaluation.sampling_choice import choose_for
+    except ImportError as e:
+        raise UserError(f"evaluation needs: pip install 'bagpiper_jax[eval]' ({e})") from e
     from bagpiper_jax.release import MINI
 
     checkpoint = args.checkpoint or MINI
-    corpus = args.corpus or default_corpus()
+    corpus = args.corpus or os.path.join(_CLONE, "data", "mini")
     if args.choose_sampling:
         choose_for(checkpoint, corpus, seed=args.seed)
     results = evaluate(
@@ -176,7 +191,10 @@ def _evaluate(args) -> None:
 
 
 def _demo(args) -> None:
-    from bagpiper_jax.evaluation.demo import run_demo
+    try:
+        from bagpiper_jax.evaluation.demo import run_demo
+    except ImportError as e:
+        raise UserError(f"it needs: pip install 'bagpiper_jax[train,eval]' ({e})") from e
 
     run_demo(args.out)
 

@@ -69,21 +69,6 @@ class Example:
         return len(self.tokens)
 
 
-def num_content_rows(message: Message, vocab: Vocabulary, tokenizer: Tokenizer) -> int:
-    """Rows of a message's content, known without laying it out."""
-    if message.modality == "text":
-        return len(tokenizer.encode(message.content))
-    if message.is_discrete_audio:
-        return len(message.content) + vocab.num_streams - 1
-    return message.content.num_tokens
-
-
-def num_rows(messages: Sequence[Message], vocab: Vocabulary, tokenizer: Tokenizer) -> int:
-    """Rows of a whole conversation, `<|bos|>` included."""
-    content = sum(num_content_rows(m, vocab, tokenizer) for m in messages)
-    return 1 + content + MARKERS_PER_MESSAGE * len(messages)
-
-
 def encode_conversation(
     messages: Sequence[Message],
     vocab: Vocabulary,
@@ -168,6 +153,15 @@ def encode_prompt(messages: Sequence[Message], vocab: Vocabulary, tokenizer: Tok
     return dataclasses.replace(
         example, tokens=tokens, loss_mask=np.zeros(tokens.shape, bool), cfg_span=None
     )
+
+
+def extend_prompt(prompt: Example, modality: str, rows: np.ndarray) -> Example:
+    """Rows that come before a further answer: those of the last one as generated, `<|eot|>`."""
+    streams = prompt.tokens.shape[1]
+    marker = _stream0([vocab_lib.MODALITIES[modality]], streams)
+    tail = _stream0([vocab_lib.EOT, vocab_lib.ROLES["assistant"]], streams)
+    tokens = np.concatenate([prompt.tokens, marker, rows, tail])
+    return dataclasses.replace(prompt, tokens=tokens, loss_mask=np.zeros(tokens.shape, bool))
 
 
 def _stream0(ids, streams: int) -> np.ndarray:

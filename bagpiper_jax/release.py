@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +20,7 @@ import safetensors.numpy
 from flax import nnx
 
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.files import make_directory, write_whole
 from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.config import BagpiperConfig, from_dict, to_dict
 from bagpiper_jax.modeling.mel_codec import MelCodec
@@ -121,24 +124,44 @@ def load_weights(directory: str, params: Any) -> Any:
 
 def save_release(directory: str, params: Any, assets: Assets, dtype=jnp.bfloat16) -> None:
     """Writes a model directory with weights in `dtype`; files appear only when they are whole."""
-    os.makedirs(directory, exist_ok=True)
+    make_directory(directory)
     tensors = {k: np.asarray(jnp.asarray(v, dtype)) for k, v in _flatten(params).items()}
-    _replace(directory, WEIGHTS_FILE, lambda p: safetensors.numpy.save_file(tensors, p))
-    _replace(directory, TOKENIZER_FILE, assets.tokenizer.save)
-    _replace(directory, CODEC_FILE, assets.codec.save)
-    _replace(directory, MODEL_FILE, lambda p: write_config(p, assets.config))
+    writers = {
+        WEIGHTS_FILE: lambda p: _save_tensors(p, tensors),
+        TOKENIZER_FILE: assets.tokenizer.save,
+        CODEC_FILE: assets.codec.save,
+        MODEL_FILE: lambda p: write_config(p, assets.config),
+    }
+    for name, write in writers.items():
+        write_whole(os.path.join(directory, name), write)
+
+
+def _save_tensors(path: str, tensors: dict[str, np.ndarray]) -> None:
+    try:
+        safetensors.numpy.save_file(tensors, path)
+    except safetensors.SafetensorError as e:
+        raise UserError(f"cannot write {path}: {e}") from e
+    os.chmod(path, 0o644)  # the library makes files that only their owner reads
+
+
+def copy_notes(source: str, target: str, names: Sequence[str], *, required: bool = False) -> None:
+    """Copies what lies beside a model: chosen sampling, curve of the training, figures.
+
+    Raises:
+      UserError: one is missing and `required`, or cannot be copied.
+    """
+    for name in names:
+        path = os.path.join(source, name)
+        if os.path.exists(path):
+            write_whole(os.path.join(target, name), lambda p, path=path: shutil.copyfile(path, p))
+        elif required:
+            raise UserError(f"there is no {path}")
 
 
 def write_config(path: str, config: BagpiperConfig) -> None:
     """Writes `model.json`."""
     with open(path, "w", encoding="utf-8") as f:
         json.dump(to_dict(config), f, indent=2)
-
-
-def _replace(directory: str, name: str, write) -> None:
-    path = os.path.join(directory, name)
-    write(path + ".tmp")
-    os.replace(path + ".tmp", path)
 
 
 def _name(keys) -> str:

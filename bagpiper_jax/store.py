@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
+import shutil
 import sys
 from typing import Any
 
@@ -27,6 +29,7 @@ class Checkpoints:
           UserError: the directory cannot be made.
         """
         self._directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
+        self._failed = False
         _silence_doubles()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         try:
@@ -45,6 +48,9 @@ class Checkpoints:
                 raise
         finally:
             self._manager.close()
+            if self._failed:
+                for partial in glob.glob(f"{glob.escape(self._directory)}/*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(partial, ignore_errors=True)
 
     @property
     def latest_step(self) -> int | None:
@@ -99,6 +105,7 @@ class Checkpoints:
         try:
             action()
         except Exception as e:  # a full disk surfaces as OSError or as TensorStore's ValueError
+            self._failed = True
             reason = " ".join(str(e).split())[:160]
             raise UserError(
                 f"cannot write the checkpoint to {self._directory} ({reason}): free some space and "

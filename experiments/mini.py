@@ -32,7 +32,7 @@ def get_config(stage: str = "scenes") -> ml_collections.ConfigDict:
     # share of tokens by task (paper)
     c.data.mixture = {"text_to_audio": 2.0, "audio_to_text": 1.0, "text_only": 1.0}
     c.data.cfg_dropout = 0.1  # 0.05 (paper); a short training sees few of them
-    c.data.rows = 4  # packed rows of a batch
+    c.data.batch_size = 4  # packed rows of a batch
     c.data.length = 512  # positions of a row: a scene of 8 s and its caption fit
     c.data.windows = 12  # mel windows (seconds, in blocks of 4) of a row
     c.data.workers = 1  # processes that make the batches

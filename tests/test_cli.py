@@ -144,4 +144,4 @@ def test_train_names_a_wrong_key_and_a_wrong_workdir(capsys, tmp_path):
     occupied = tmp_path / "file"
     occupied.write_text("not a directory")
     argv[-1] = str(occupied)
-    assert "cannot write to the workdir" in fails(capsys, *argv)
+    assert "cannot make the directory" in fails(capsys, *argv)

@@ -17,8 +17,7 @@ from bagpiper_jax.conversation import (
     drop_condition,
     encode_conversation,
     encode_prompt,
-    num_content_rows,
-    num_rows,
+    extend_prompt,
 )
 from bagpiper_jax.log_mel import NUM_MELS, MelWindows
 from bagpiper_jax.vocab import Vocabulary
@@ -191,14 +190,31 @@ def test_prompt_is_the_start_of_the_training_rows(letters, messages):
     assert prompt.tokens.tolist() == whole.tokens[: len(prompt)].tolist()
 
 
+@pytest.mark.parametrize("reply", ["text", "audio"])
+def test_prompt_goes_on_with_the_rows_of_an_answer(letters, reply):
+    question = Message("user", "text", "hi")
+    content, rows = "abc", np.zeros((3, 3), np.int32)
+    rows[:, 0] = VOCAB.text_to_tokens(letters.encode(content))
+    if reply == "audio":
+        content, rows = CODES, VOCAB.interleave(CODES)
+    whole = encode_prompt([question, Message("assistant", reply, content)], VOCAB, letters)
+    prompt = extend_prompt(encode_prompt([question], VOCAB, letters), reply, rows)
+    assert prompt.tokens.tolist() == whole.tokens.tolist() and not prompt.loss_mask.any()
+
+
 @given(messages=conversations, region=st.sampled_from(["assistant", "all"]))
 def test_any_conversation(letters, messages, region):
     example = encode_conversation(messages, VOCAB, letters, loss_region=region)
-    assert len(example) == num_rows(messages, VOCAB, letters) == len(example.loss_mask)
+    assert len(example) == len(example.loss_mask)
     tokens, row = example.tokens, 1
     assert tokens[0].tolist() == [1, 0, 0] and not example.loss_mask[0].any()
     for message, following in zip(messages, [*messages[1:], None], strict=True):
-        stop = row + 3 + num_content_rows(message, VOCAB, letters)
+        if message.modality == "audio":
+            known = message.role == "assistant"
+            size = len(message.content) + 2 if known else message.content.num_tokens
+        else:
+            size = len(message.content)
+        stop = row + 3 + size
         role = {"system": 4, "user": 5, "assistant": 6}[message.role]
         assert tokens[row : row + 2, 0].tolist() == [role, 7 if message.modality == "text" else 8]
         same = following is not None and following.role == message.role

@@ -2,17 +2,20 @@
 
 import dataclasses
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bagpiper_jax import vocab as vocab_lib
 from bagpiper_jax.conversation import Message, encode_prompt
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.inference.generate import Generator
-from bagpiper_jax.inference.sampling import Sampling, choose
+from bagpiper_jax.inference.sampling import Sampling, choose, delay_mask
 from bagpiper_jax.input_pipeline.batch import pack_row, stack_rows
 from bagpiper_jax.log_mel import mel_windows
 from bagpiper_jax.modeling.bagpiper import Bagpiper
@@ -60,7 +63,7 @@ def conversations():
 
 
 def plain_greedy(model, prompt, modality, cfg, min_rows, max_rows):
-    """One prompt, no cache, no batch, no padding beyond the block: BAGPIPER §6 written out."""
+    """One prompt, no cache, no batch, no padding beyond the block: every row by the rules."""
     vocab = model.config.vocab
     block = model.config.encoder.block_windows
     windows = max(block, sum(-(-len(c.frames) // block) * block for _, c in prompt.audio))
@@ -81,6 +84,8 @@ def plain_greedy(model, prompt, modality, cfg, min_rows, max_rows):
     context = np.concatenate([prompt.tokens, marker])
     head = np.asarray(model.head[: vocab.size])
     emb = np.asarray(model.stream_emb[...])
+    streams, frames = vocab.num_streams, None
+    ends = [vocab_lib.EOS, vocab_lib.EOT]
     while len(rows) < max_rows:
         h = np.asarray(hidden(context, rows, prompt.audio))
         g = np.asarray(hidden(np.zeros_like(context), rows, ())) if cfg != 1 else h
@@ -89,15 +94,30 @@ def plain_greedy(model, prompt, modality, cfg, min_rows, max_rows):
             shift = emb[k] if k else 0.0
             logits = cfg * (head @ (h + shift)) + (1 - cfg) * (head @ (g + shift))
             allowed = np.zeros(vocab.size, bool)
+            start, stop = vocab.stream_range(k)
             if modality == "text":
                 allowed[vocab.text_start : vocab.codec_start] = True
+                allowed[ends] = len(rows) >= min_rows
+            elif frames is None and k == 0:
+                if len(rows) + streams > max_rows:  # room for the delay and nothing else
+                    allowed[start] = True
+                else:
+                    allowed[start + 1 : stop] = True
+                    allowed[start] = len(rows) + streams > min_rows
+                    allowed[ends] = len(rows) >= min_rows
+            elif k == 0 and len(rows) == frames + streams - 1:
+                allowed[ends] = True
+            elif len(rows) < k or frames is not None and len(rows) - k >= frames:
+                allowed[start] = True
             else:
-                allowed[slice(*vocab.stream_range(k))] = True
-            if k == 0 and len(rows) >= min_rows:
-                allowed[[vocab_lib.EOS, vocab_lib.EOT]] = True
+                allowed[start + 1 : stop] = True
             row[k] = np.where(allowed, logits, -np.inf).argmax()
-        if row[0] in (vocab_lib.EOS, vocab_lib.EOT):
-            return rows, row[0]
+        if modality == "text" or frames is not None:
+            if row[0] in ends:
+                return rows, row[0]
+        elif row[0] in (*ends, vocab.stream_pads[0]):
+            # the other streams were chosen as if it went on, which their range here allows
+            frames, row[0] = len(rows), vocab.stream_pads[0]
         rows = np.concatenate([rows, row[None]])
     return rows, -1
 
@@ -113,6 +133,28 @@ def test_cached_batched_generation_equals_the_plain_loop(model, modality, cfg):
         want, want_end = plain_greedy(model, prompt, modality, cfg, 3, 12)
         assert kind == modality and end == want_end
         np.testing.assert_array_equal(rows, want)
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@given(streams=st.integers(1, 6), min_rows=st.integers(0, 12), data=st.data())
+def test_delay_mask_admits_whole_messages_only(streams, min_rows, data):
+    """Any choices inside the mask are a message of T + K − 1 rows, every stream with T codes."""
+    max_rows = data.draw(st.integers(max(min_rows, streams) + 1, 24))
+    frames, kinds = -1, []
+    for step in range(max_rows + 1):
+        mask = np.asarray(delay_mask(step, jnp.array([frames]), streams, min_rows, max_rows))[0]
+        assert mask.any(axis=-1).all()
+        row = [data.draw(st.sampled_from(np.flatnonzero(m).tolist())) for m in mask]
+        if frames < 0 and row[0] != 1:
+            assert row[0] == 0 or step >= min_rows
+            frames, row[0] = step, 0
+        elif row[0] == 2:
+            break
+        kinds.append(row)
+    kinds = np.array(kinds).reshape(-1, streams)
+    assert min_rows <= len(kinds) == frames + streams - 1 <= max_rows
+    for k in range(streams):
+        assert (kinds[k : k + frames, k] == 1).all() and kinds[:, k].sum() == frames
 
 
 def test_end_tokens_wait_for_min_rows_and_stop_the_row(model):
@@ -137,21 +179,21 @@ def test_end_tokens_wait_for_min_rows_and_stop_the_row(model):
 def test_sampled_tokens_stay_in_their_ranges_and_seeds_reproduce(model):
     vocab = model.config.vocab
     prompts = [encode_prompt(c, vocab, Bytes()) for c in conversations()]
-    settings = {
+    both = {
         "audio": Sampling(temperature=1.5, top_k=17, cfg=2.0, min_rows=30, max_rows=40),
         "text": Sampling(temperature=1.5, top_k=50, cfg=1.0, min_rows=30, max_rows=40),
     }
     generator = Generator(model)
-    audio = generator.generate(prompts, settings, modality="audio", seed=1)
+    audio = generator.generate(prompts, both, modality="audio", seed=1)
     for _, rows, _ in audio:
         for k in range(vocab.num_streams):
             start, stop = vocab.stream_range(k)
             assert (rows[:, k] >= start).all() and (rows[:, k] < stop).all()
-    for _, rows, _ in generator.generate(prompts, settings, modality="text", seed=1):
+    for _, rows, _ in generator.generate(prompts, both, modality="text", seed=1):
         assert (rows[:, 0] >= vocab.text_start).all() and (rows[:, 0] < vocab.codec_start).all()
         assert (rows[:, 1:] == 0).all()
-    again = generator.generate(prompts, settings, modality="audio", seed=1)
-    other = generator.generate(prompts, settings, modality="audio", seed=2)
+    again = generator.generate(prompts, both, modality="audio", seed=1)
+    other = generator.generate(prompts, both, modality="audio", seed=2)
     assert all((a[1] == b[1]).all() for a, b in zip(audio, again, strict=True))
     assert any(a[1].shape != b[1].shape or (a[1] != b[1]).any() for a, b in zip(audio, other))
 

@@ -90,11 +90,13 @@ def test_every_quote_is_paired_once_and_never_costs_more_than_all(truth, written
     assert errors <= sum(map(len, truth)) + sum(map(len, written))
 
 
-def test_intervals_of_perfect_and_of_wholly_wrong_results_are_points():
-    assert metrics.word_error_rate([metrics.Errors(0, 3)] * 5) == (0, 0, 0, 5)
-    assert metrics.word_error_rate([metrics.Errors(3, 3)] * 5) == (1, 1, 1, 5)
-    assert metrics.events_f1([({"rain"}, {"rain"})] * 4) == (1, 1, 1, 4)
-    assert metrics.events_f1([({"rain"}, {"a gong"})] * 4) == (0, 0, 0, 4)
+def test_perfect_and_wholly_wrong_results_are_no_proof_of_perfection():
+    assert metrics.word_error_rate([metrics.Errors(0, 3)] * 60) == (0, 0, 0.05, 60)
+    assert metrics.word_error_rate([metrics.Errors(3, 3)] * 60) == (1, 0.95, 1, 60)
+    assert metrics.events_f1([({"rain"}, {"rain"})] * 4) == (1, 0.25, 1, 4)
+    assert metrics.events_f1([({"rain"}, {"a gong"})] * 4) == (0, 0, 0.75, 4)
+    same = [i % 6 for i in range(60)]
+    assert metrics.bootstrap_ratio([0] * 60, [3] * 60, groups=same).high == 0.5
 
 
 def test_f1_is_micro_over_scenes():
@@ -126,3 +128,13 @@ def test_intervals_depend_on_the_seed_only():
 def test_nothing_to_measure_is_told():
     with pytest.raises(UserError, match="nothing to measure"):
         metrics.word_error_rate([])
+
+
+def test_scenes_that_say_the_same_are_one_draw():
+    """Thirty scenes of three strings tell no more than three."""
+    errors = [[0, 1, 2][i % 3] for i in range(30)]
+    alone = metrics.bootstrap_ratio(errors, [2] * 30)
+    together = metrics.bootstrap_ratio(errors, [2] * 30, groups=[i % 3 for i in range(30)])
+    assert alone.value == together.value == 0.5 and alone.count == together.count == 30
+    assert together.low == 0 and together.high == 1
+    assert 0.3 < alone.low < alone.high < 0.7

@@ -24,9 +24,11 @@ from bagpiper_jax.release import (
     save_release,
     weight_shapes,
 )
+from bagpiper_jax.samples import SceneSamples
 from bagpiper_jax.store import Checkpoints
 from bagpiper_jax.training.config import claim_workdir, load_config
 from bagpiper_jax.training.loop import batches, train
+from bagpiper_jax.training.optimizer import decayed
 
 CONFIG = os.path.join(os.path.dirname(__file__), "..", "experiments", "mini.py")
 TINY = [
@@ -34,7 +36,7 @@ TINY = [
     "--config.steps=6",
     "--config.optimizer.warmup_steps=2",
     "--config.optimizer.peak_lr=0.01",
-    "--config.data.rows=2",
+    "--config.data.batch_size=2",
     "--config.data.workers=0",
     "--config.data.length=768",
     "--config.log_every=1",
@@ -78,11 +80,13 @@ def test_a_killed_run_resumes_to_the_last_bit(finished, tmp_path):
     other = str(tmp_path / "run")
     copy_assets(workdir, other)
     code = (
-        "import sys; from bagpiper_jax.training.config import load_config\n"
+        "import sys, time; from bagpiper_jax.training.config import load_config\n"
         "from bagpiper_jax.training.loop import train\n"
-        "train(load_config(sys.argv[2:]), sys.argv[1])"
+        "hold = lambda run: lambda *_: time.sleep(1000)\n"
+        "train(load_config(sys.argv[2:]), sys.argv[1], hold)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, other, "--config", CONFIG, *TINY])
+    held = [*TINY, "--config.sample_every=3"]
+    process = subprocess.Popen([sys.executable, "-c", code, other, "--config", CONFIG, *held])
     saved = os.path.join(other, "checkpoints", "3")
     deadline = time.monotonic() + 240
     while not os.path.isdir(saved) and process.poll() is None and time.monotonic() < deadline:
@@ -90,10 +94,23 @@ def test_a_killed_run_resumes_to_the_last_bit(finished, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert os.path.isdir(saved), "the first checkpoint never came"
+    with Checkpoints(other, keep=2) as checkpoints:
+        assert checkpoints.latest_step == 3 and max(losses(other)) == 3
     resumed = train(settings(), other)
     ours, theirs = losses(other), losses(workdir)
     assert {s: ours[s] for s in (4, 5, 6)} == {s: theirs[s] for s in (4, 5, 6)}
     jax.tree.map(np.testing.assert_array_equal, resumed, state)
+
+
+def test_samples_are_written_while_it_trains(finished, tmp_path, capsys):
+    workdir, _ = finished
+    other = str(tmp_path / "run")
+    copy_assets(workdir, other)
+    run = settings("--config.steps=3", "--config.sample_every=2")
+    state = train(run, other, SceneSamples)
+    assert int(state.step) == 3 and np.isfinite(losses(other)[3])
+    said = "".join(capsys.readouterr())
+    assert "[2] caption/0: " in said and "[3] caption/2: " in said
 
 
 def test_sigterm_saves_and_ends(finished, tmp_path):
@@ -171,8 +188,32 @@ def test_truncated_or_foreign_weights_are_refused(finished, tmp_path):
 
 def test_workdir_of_another_config_is_refused(finished):
     workdir, _ = finished
-    with pytest.raises(UserError, match=r"optimizer\.peak_lr"):
-        claim_workdir(workdir, settings("--config.optimizer.peak_lr=0.5"))
+    with pytest.raises(UserError, match=r"\(optimizer\.peak_lr\)"):
+        claim_workdir(workdir, settings("--config.optimizer.peak_lr=0.5", "--config.keep=5"))
+
+
+def test_what_no_number_depends_on_may_change(finished):
+    workdir, _ = finished
+    free = ("data.workers=3", "log_every=9", "save_every=9", "sample_every=9", "keep=9")
+    claim_workdir(workdir, settings(*(f"--config.{change}" for change in free)))
+
+
+def test_norms_and_biases_do_not_decay(finished):
+    """Layers are stacked, so that their scales have two axes like a matrix."""
+    _, state = finished
+    flags = {
+        ".".join(str(key.key) for key in path): (flag, leaf.ndim)
+        for (path, flag), leaf in zip(
+            jax.tree_util.tree_leaves_with_path(decayed(state.params)),
+            jax.tree.leaves(state.params),
+            strict=True,
+        )
+    }
+    for name, (flag, _) in flags.items():
+        plain = any(part in name for part in ("norm", "bias", "scale", "ln_post", "stream_emb"))
+        assert flag is not plain, name
+    assert flags["model.layers.input_layernorm.weight"] == (False, 2)
+    assert flags["model.layers.mlp.up_proj.kernel"] == (True, 3)
 
 
 @pytest.mark.parametrize(
@@ -184,12 +225,18 @@ def test_workdir_of_another_config_is_refused(finished):
         ("--config.data.mixture.text_to_audio=-9.0", "mixture"),
         ("--config.optimizer.warmup_steps=60", "warmup_steps"),
         ("--config.model=8b", "no model preset"),
+        ("--config.data.windows=11", "multiple of 2"),
+        ("--config.data.profile=speech", r"data\.profile"),
+        ("--config.data.corpus=nowhere", r"data\.corpus: there is no nowhere"),
+        ("--config.init_from=nowhere", r"init_from: there is no nowhere"),
+        ("config.steps=10", "Settings are given as --config.KEY=VALUE"),
     ],
 )
 def test_wrong_settings_are_told_by_key(override, message, tmp_path):
     with pytest.raises(UserError, match=message) as error:
-        train(settings(override), str(tmp_path))
+        train(settings(*override.split()), str(tmp_path))
     assert "\n" not in str(error.value)
+    assert not os.listdir(tmp_path)  # the right settings find it free
 
 
 def test_misspelled_key_in_a_config_file(tmp_path):
@@ -220,5 +267,6 @@ def test_full_disk_is_told_and_leaves_no_half_checkpoint(finished, tmp_path):
     assert done.returncode == 2, done.stderr[-2000:]
     assert "cannot write the checkpoint" in done.stderr
     assert "Traceback" not in done.stderr
+    assert os.listdir(os.path.join(other, "checkpoints")) == []
     with Checkpoints(other, keep=2) as checkpoints:
         assert checkpoints.latest_step is None

@@ -22,7 +22,7 @@ from bagpiper_jax.training.config import RunConfig, load_config
 from bagpiper_jax.training.loop import train
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "mini.py"
-REPORT_FILE, TRAIN_DIR = "report.html", "train"
+REPORT_FILE, TRAIN_DIR = "report.html", "short_training"
 _WARMUP_STEPS = 30
 
 
@@ -95,17 +95,6 @@ def run_demo(
         print("\n".join(figures_of(evaluation.results, evaluation.name)))
     print(f"report: {path}", flush=True)
     return path
-
-
-def default_corpus() -> str:
-    """The corpus of the clone that the package is run from.
-
-    Raises:
-      UserError: the package is installed without its clone.
-    """
-    if not EXPERIMENT.is_file():
-        raise UserError("there is no clone around the package: name the corpus, --corpus DIR")
-    return load_config([f"--config={EXPERIMENT}"]).data.corpus
 
 
 def _short_run(checkpoint: str, steps: int) -> RunConfig:

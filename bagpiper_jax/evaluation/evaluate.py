@@ -13,8 +13,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import soundfile
-
+from bagpiper_jax.audio import save_audio
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation import asr, text_metrics
 from bagpiper_jax.evaluation.codec_eval import codec_probe
@@ -27,8 +26,9 @@ from bagpiper_jax.evaluation.rendering_probe import (
     rendering_probe,
     spoken_scenes,
 )
-from bagpiper_jax.evaluation.sampling_choice import CFGS, scene_sampling, write_json
-from bagpiper_jax.inference.pipeline import SAMPLING_FILE, load
+from bagpiper_jax.evaluation.sampling_choice import CFGS, sampling_source, scene_sampling
+from bagpiper_jax.files import make_directory, write_json, write_text
+from bagpiper_jax.inference.pipeline import load
 from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
 
 ITEMS_FILE, AUDIO_DIR = "items.jsonl", "audio"
@@ -70,25 +70,24 @@ def evaluate(
     Raises:
       UserError: the extra `eval` is missing, bad arguments, or `out` cannot be written.
     """
-    if scenes < 2 or renders < 2 or prompts < 1:
-        raise UserError("an evaluation needs at least 2 scenes, 2 renders and 1 codec prompt")
+    if scenes < 2 or renders < 2 or prompts < 1 or unseen == 1:
+        raise UserError(
+            "an evaluation needs 2 scenes, 2 renders and 1 codec prompt at least, and unseen "
+            "scenes, where there are any, too"
+        )
     asr.require()
     whisper = asr.Whisper()
-    try:
-        os.makedirs(os.path.join(out, AUDIO_DIR), exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}") from error
+    make_directory(os.path.join(out, AUDIO_DIR))
     corpus = load_corpus(corpus_dir)
     pipe = load(checkpoint)
-    sampling = scene_sampling(pipe)
-    chosen = os.path.exists(os.path.join(checkpoint, SAMPLING_FILE))
+    sampling = scene_sampling(pipe.sampling["text"], pipe.sampling["audio"])
     results: dict[str, Any] = {
         "checkpoint": os.path.basename(os.path.abspath(checkpoint)),
         "date": datetime.date.today().isoformat(),
         "split": split,
         "seed": seed,
         "sampling": {kind: dataclasses.asdict(s) for kind, s in sampling.items()},
-        "sampling_source": "chosen on development scenes" if chosen else "preset",
+        "sampling_source": sampling_source(checkpoint, sampling["audio"]),
         "judges": {"whisper": asr.WHISPER, "visqol": asr.VISQOL},
         "versions": asr.versions(),
     }
@@ -162,15 +161,10 @@ def _keep_audio(items: Sequence[dict[str, Any]], wavs: Sequence[Any], out: str, 
         number = kept.get(item["kind"], 0)
         if number < each and len(wav):
             item["audio"] = f"{AUDIO_DIR}/{item['kind']}-{number}.flac"
-            soundfile.write(os.path.join(out, item["audio"]), wav, asr.SAMPLE_RATE)
+            save_audio(os.path.join(out, item["audio"]), wav)
             kept[item["kind"]] = number + 1
 
 
 def _write_items(path: str, items: Sequence[dict[str, Any]]) -> None:
-    try:
-        with open(path + ".tmp", "w", encoding="utf-8") as file:
-            for item in items:
-                file.write(json.dumps(to_json(item), ensure_ascii=False) + "\n")
-        os.replace(path + ".tmp", path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    lines = (json.dumps(to_json(item), ensure_ascii=False) + "\n" for item in items)
+    write_text(path, "".join(lines))

@@ -22,9 +22,13 @@ class Target:
     at_most: bool = True
     percent: bool = True
 
-    def met(self, value: float) -> bool:
-        """Whether a value reaches the target."""
-        return value <= self.limit if self.at_most else value >= self.limit
+    def verdict(self, interval: dict[str, float]) -> str:
+        """ "met" or "not met" where the whole interval is, else "undecided"."""
+        best, worst = interval["low"], interval["high"]
+        if not self.at_most:
+            best, worst = -worst, -best
+        limit = self.limit if self.at_most else -self.limit
+        return "met" if worst <= limit else "not met" if best > limit else "undecided"
 
 
 TARGETS = (
@@ -105,5 +109,5 @@ def figures_of(results: dict[str, Any], name: str = "") -> list[str]:
             bound = "at most" if target.at_most else "at least"
             head = f"{name}: {target.name}" if name else target.name
             tail = f"n = {interval['count']}; target {bound} {limit}"
-            lines.append(f"{head}: {value} ({low} to {high}; {tail})")
+            lines.append(f"{head}: {value} ({low} to {high}; {tail}: {target.verdict(interval)})")
     return lines

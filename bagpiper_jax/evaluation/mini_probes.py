@@ -5,7 +5,6 @@ The truth is known exactly, since scenes are composed. `rendering_probe` is the 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -27,7 +26,13 @@ from bagpiper_jax.input_pipeline.scenes import (
 from bagpiper_jax.input_pipeline.scenes.scene import SPELLED
 
 KINDS = (*SPELLED, "phrase")
-GROUPS = {"spelled": SPELLED, **{kind: (kind,) for kind in KINDS}}
+# name of a figure → kinds of strings, and their least number of units: of the pairs of digits, so
+# few are held out that three and more are also counted alone
+GROUPS = {
+    "spelled": (SPELLED, 0),
+    "spelled_long": (SPELLED, 3),
+    **{kind: ((kind,), 0) for kind in KINDS},
+}
 CHUNK = 20  # clips or captions handed to the pipeline at once, one compiled shape
 
 
@@ -39,11 +44,6 @@ class Generator(Protocol):
 
     def render_batch(self, texts, *, sampling, seed=0) -> list[np.ndarray]:
         """Clips, float32 [S] at 16 kHz, of captions."""
-
-
-def labels(corpus: Corpus) -> tuple[str, ...]:
-    """Every sound and music label of the corpus, of both pools."""
-    return tuple(dict.fromkeys(itertools.chain.from_iterable(corpus.labels.values())))
 
 
 def in_chunks(call: Callable[[Sequence], list], items: Sequence, name: str) -> list:
@@ -95,7 +95,7 @@ def understanding_probe(
         return generator.describe_batch(wavs, sampling=sampling, seed=seed)
 
     written = in_chunks(describe, scenes, f"describe {split}")
-    names = labels(corpus)
+    names = corpus.event_labels
     items = [
         {
             "probe": "understanding",
@@ -163,15 +163,24 @@ def kind_of(words: Sequence[str]) -> str:
 def caption_figures(items: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     """Error rates of quoted strings by kind, F1 of events, share of surroundings told right."""
     rates, exact = {}, {}
-    for group, kinds in GROUPS.items():
-        of_kind = [[q for q in item["quotes"] if q["kind"] in kinds] for item in items]
+    for group, (kinds, least) in GROUPS.items():
+        of_kind = [
+            [
+                q
+                for q in item["quotes"]
+                if q["kind"] in kinds and len((q["truth"] or q["written"]).split()) >= least
+            ]
+            for item in items
+        ]
         counts = [sum((q["errors"] for q in quotes), Errors()) for quotes in of_kind]
         if any(c.words for c in counts):
-            rates[group] = text_metrics.word_error_rate(counts, seed=seed)
             asked = [[q for q in quotes if q["truth"] is not None] for quotes in of_kind]
+            said = [tuple(q["truth"] for q in quotes) or i for i, quotes in enumerate(asked)]
+            rates[group] = text_metrics.word_error_rate(counts, groups=said, seed=seed)
             exact[group] = text_metrics.bootstrap_ratio(
                 [sum(q["errors"].errors == 0 for q in quotes) for quotes in asked],
                 [len(quotes) for quotes in asked],
+                groups=said,
                 seed=seed,
             )
     pairs = [(set(item["events"]["truth"]), set(item["events"]["named"])) for item in items]

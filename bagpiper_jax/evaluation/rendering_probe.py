@@ -90,12 +90,13 @@ def errors_by_kind(
     """Word error rate of each kind."""
     out = {}
     for kind in dict.fromkeys(s.kind for s in spoken):
+        mine = [(s.text, text) for s, text in zip(spoken, heard, strict=True) if s.kind == kind]
         out[kind] = text_metrics.word_error_rate(
             [
-                text_metrics.count_errors(normal_form(kind, s.text), normal_form(kind, text))
-                for s, text in zip(spoken, heard, strict=True)
-                if s.kind == kind
+                text_metrics.count_errors(normal_form(kind, truth), normal_form(kind, text))
+                for truth, text in mine
             ],
+            groups=[truth for truth, _ in mine],
             seed=seed,
         )
     return out

@@ -15,9 +15,15 @@ from bagpiper_jax.evaluation.figures import TARGETS, Evaluation
 from bagpiper_jax.evaluation.mini_probes import GROUPS
 from bagpiper_jax.evaluation.rendering_probe import SIDES
 from bagpiper_jax.evaluation.report_cards import KIND_NAMES, render_card, scene_card
+from bagpiper_jax.files import write_text
 from bagpiper_jax.input_pipeline.scenes import Corpus
 from bagpiper_jax.modeling.codec import Codec
 
+_VERDICTS = {
+    "met": ("✓ met", "good-text"),
+    "undecided": ("target within the interval", "soft"),
+    "not met": ("✗ not met", "bad-text"),
+}
 SIDE_NAMES = {
     "original": "the scene itself",
     "codec": "the scene through the codec",
@@ -61,12 +67,7 @@ def write_report(
         _codec(evaluations, items),
         _footnotes(evaluations[-1]),
     ]
-    try:
-        with open(path + ".tmp", "w", encoding="utf-8") as file:
-            file.write(page.page("Bagpiper mini: what it hears and what it says", "\n".join(body)))
-        os.replace(path + ".tmp", path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    write_text(path, page.page("Bagpiper mini: what it hears and what it says", "\n".join(body)))
 
 
 def read_curve(workdir: str) -> list[dict[str, float]]:
@@ -88,10 +89,13 @@ def read_curve(workdir: str) -> list[dict[str, float]]:
 def _lead(evaluation: Evaluation) -> str:
     return page.paragraph(
         "A small audio language model, trained on scenes that are composed from a small corpus of "
-        "recordings, writes captions for clips that it has not heard and renders audio from "
-        "captions that it has not read. Spelled strings, combinations of sounds and wordings in "
-        "this report were held out of training. The scenes shown are the first of each kind, not "
-        "picked."
+        "recordings, writes captions for scenes that it has not heard and renders audio from "
+        "captions that it has not read. The single recordings in these scenes are those of "
+        "training; the spelled strings, or where nothing is spelled the combination of events, and "
+        "the wordings were held out. Phrases are recordings that were in training. “Unseen” scenes "
+        "hold a voice that was not, and other takes of known sounds (three of them, and the music, "
+        "from other stretches of a training recording), in wordings of training. The scenes shown "
+        "are the first of each kind, not picked."
     ) + page.paragraph(f"Evaluated on {evaluation.get('date')}, split {evaluation.get('split')}.")
 
 
@@ -105,8 +109,7 @@ def _key_figures(evaluations: Sequence[Evaluation]) -> str:
             interval = evaluation.get(*target.path)
             cell = page.figure(interval, target.percent)
             if interval:
-                met = target.met(interval["value"])
-                word, kind = ("✓ met", "good-text") if met else ("✗ not met", "bad-text")
+                word, kind = _VERDICTS[target.verdict(interval)]
                 cell += f'<br><small><span class="{kind}">{word}</span>, '
                 cell += f"n = {interval['count']}</small>"
             cells.append(cell)
@@ -114,7 +117,8 @@ def _key_figures(evaluations: Sequence[Evaluation]) -> str:
     return page.section(
         "Key figures",
         page.table(["", "target", *(e.name for e in evaluations)], rows),
-        '<p class="soft">In brackets: 95 % bootstrap intervals, scenes drawn with replacement. '
+        '<p class="soft">In brackets: 95 % bootstrap intervals, scenes drawn with replacement, '
+        "those that say the same string together; “met” and “not met” mean the whole interval. "
         "n: scenes or clips with something of the kind. Definitions are at the end.</p>",
     )
 
@@ -139,7 +143,9 @@ def _understanding(evaluations, items, corpus: Corpus, codec: Codec, cards: int)
     for name, path in (
         ("spelled strings exactly right", ("exact", "spelled")),
         ("hiss told right", ("noise",)),
+        ("hiss told right, other audio (control)", ("control", "noise")),
         ("room told right", ("room",)),
+        ("room told right, other audio (control)", ("control", "room")),
     ):
         rows.append([name, *(page.figure(e.get("understanding", *path)) for e in evaluations)])
     for name, *path in (

@@ -19,6 +19,7 @@ from bagpiper_jax.modeling.codec import Codec
 
 KIND_NAMES = {
     "spelled": "all spelled strings",
+    "spelled_long": "spelled strings of three and more",
     "digits": "digits",
     "letters": "letters",
     "mixed": "digits and letters mixed",
@@ -112,8 +113,8 @@ def caption_marked(item: dict[str, Any]) -> str:
     names = set(item["events"]["named"]) - set(item["events"]["truth"])
     wrong = [name.removeprefix("speech:") for name in names]
     out = []
-    for part in re.split(r'("[^"]*")', item["output"]):
-        if part.startswith('"') and len(part) > 1:
+    for i, part in enumerate(re.split(r'("[^"]*")', item["output"])):
+        if i % 2:
             quote = next(quotes)
             truth = (quote["truth"] or "").split()
             out.append(f"“{_same_case(truth, quote['written'].split())}”")

@@ -8,11 +8,11 @@ import json
 import os
 from typing import Any
 
-from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation import asr, text_metrics
 from bagpiper_jax.evaluation.rendering_probe import hear, normal_form, render, spoken_scenes
+from bagpiper_jax.files import write_json
 from bagpiper_jax.inference.pipeline import SAMPLING_FILE, Pipeline, load
-from bagpiper_jax.inference.sampling import Sampling
+from bagpiper_jax.inference.sampling import AUDIO, TEXT, Sampling
 from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
 from bagpiper_jax.input_pipeline.scenes import Corpus
 
@@ -24,9 +24,8 @@ MIN_ROWS = (20, 40, 60)  # the shortest scenes have about 60 frames
 MAX_AUDIO_ROWS, MAX_TEXT_ROWS = 408, 128
 
 
-def scene_sampling(pipe: Pipeline) -> dict[str, Sampling]:
-    """The pipeline's settings for scenes: text greedy, and no answer longer than a scene's."""
-    text, audio = pipe.sampling["text"], pipe.sampling["audio"]
+def scene_sampling(text: Sampling, audio: Sampling) -> dict[str, Sampling]:
+    """Settings for scenes: text greedy, and no answer longer than a scene's."""
     limit = min(text.max_rows, MAX_TEXT_ROWS)
     text = dataclasses.replace(text, temperature=0.0, cfg=1.0, max_rows=limit)
     audio = dataclasses.replace(audio, max_rows=min(audio.max_rows, MAX_AUDIO_ROWS))
@@ -59,7 +58,7 @@ def choose_sampling(
       the settings by modality.
     """
     spoken = spoken_scenes(corpus, "dev", counts, seed)
-    settings = scene_sampling(pipe)
+    settings = scene_sampling(TEXT, AUDIO)  # not what an earlier choice left behind
     reached: dict[Sampling, text_metrics.Interval] = {}
 
     def best() -> Sampling:
@@ -92,6 +91,19 @@ def choose_sampling(
     return settings
 
 
+def sampling_source(checkpoint: str, audio: Sampling) -> str:
+    """Where a checkpoint's audio settings come from, as far as the files beside it prove."""
+    path = os.path.join(checkpoint, TRIALS_FILE)
+    try:
+        with open(path, encoding="utf-8") as file:
+            trials = json.load(file)["trials"]
+        best = min(trials, key=lambda trial: trial["wer"]["value"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "not chosen"
+    same = all(best.get(name) == value for name, value in dataclasses.asdict(audio).items())
+    return "chosen on development scenes" if same else "not chosen"
+
+
 def choose_for(
     checkpoint: str, corpus_dir: str, *, digits: int = 14, letters: int = 6, seed: int = 1
 ) -> dict[str, Sampling]:
@@ -109,18 +121,3 @@ def choose_for(
         counts={"digits": digits, "letters": letters},
         seed=seed,
     )
-
-
-def write_json(path: str, values: Any) -> None:
-    """Writes a JSON file; nothing half-written ever stands under its name.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    try:
-        with open(path + ".tmp", "w", encoding="utf-8") as file:
-            json.dump(values, file, indent=1, ensure_ascii=False)
-            file.write("\n")
-        os.replace(path + ".tmp", path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error

@@ -6,7 +6,7 @@ Error rates are those of a corpus: all errors over all words of the truth, count
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -185,34 +185,60 @@ def align_quotes(
 
 
 def bootstrap_ratio(
-    numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    seed: int = 0,
 ) -> Interval:
-    """Σ numerators / Σ denominators with a percentile interval, scenes drawn with replacement.
+    """Σ numerators / Σ denominators with a percentile interval, groups drawn with replacement.
 
     With errors over words it is the word error rate of a corpus; with 2·tp over 2·tp + fp + fn,
-    the micro F1.
+    the micro F1. Where all are 0, or all are 1, so would every draw be: there the rule of three
+    gives the other end, 3 / number of groups away.
+
+    Args:
+      groups: what belongs together, of each scene: scenes that say the same string are one draw.
+        Each scene is its own group if None.
 
     Raises:
       UserError: there is nothing to divide by.
     """
-    top, bottom = np.asarray(numerators, float), np.asarray(denominators, float)
-    if not len(top) or bottom.sum() <= 0:
+    count = len(numerators)
+    _, group = np.unique(
+        range(count) if groups is None else [repr(g) for g in groups], return_inverse=True
+    )
+    top = np.bincount(group, np.asarray(numerators, float))
+    bottom = np.bincount(group, np.asarray(denominators, float))
+    if not count or bottom.sum() <= 0:
         raise UserError("nothing to measure: no scene holds a word or event of this kind")
+    unseen = min(1.0, 3 / len(top))
+    if not top.any():
+        return Interval(0.0, 0.0, unseen, count)
+    if (top == bottom).all():
+        return Interval(1.0, 1.0 - unseen, 1.0, count)
     picks = np.random.default_rng(seed).integers(len(top), size=(BOOTSTRAP_SAMPLES, len(top)))
     tops, bottoms = top[picks].sum(1), bottom[picks].sum(1)
     ratios = tops[bottoms > 0] / bottoms[bottoms > 0]
     low, high = np.quantile(ratios, (0.025, 0.975))
-    return Interval(float(top.sum() / bottom.sum()), float(low), float(high), len(top))
+    return Interval(float(top.sum() / bottom.sum()), float(low), float(high), count)
 
 
-def word_error_rate(counts: Sequence[Errors], *, seed: int = 0) -> Interval:
+def word_error_rate(
+    counts: Sequence[Errors], *, groups: Sequence[Hashable] | None = None, seed: int = 0
+) -> Interval:
     """Word error rate of a corpus from the counts of its scenes; scenes without words are left out.
 
     Raises:
       UserError: no scene has words.
     """
-    counted = [c for c in counts if c.words or c.errors]
-    return bootstrap_ratio([c.errors for c in counted], [c.words for c in counted], seed=seed)
+    kept = [i for i, c in enumerate(counts) if c.words or c.errors]
+    return bootstrap_ratio(
+        [counts[i].errors for i in kept],
+        [counts[i].words for i in kept],
+        groups=None if groups is None else [groups[i] for i in kept],
+        seed=seed,
+    )
 
 
 def events_f1(pairs: Sequence[tuple[set[str], set[str]]], *, seed: int = 0) -> Interval:

@@ -15,7 +15,13 @@ from flax import nnx
 
 from bagpiper_jax import vocab as vocab_lib
 from bagpiper_jax.conversation import Example
-from bagpiper_jax.inference.sampling import Sampling, audio_logits, choose, text_logits
+from bagpiper_jax.inference.sampling import (
+    Sampling,
+    audio_logits,
+    choose,
+    delay_mask,
+    text_logits,
+)
 from bagpiper_jax.input_pipeline.batch import Batch, block_windows, pack_row, stack_rows
 from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.qwen3 import KVCache
@@ -165,18 +171,26 @@ class Generator:
             mixed = cfg * cond + (1 - cfg) * uncond
             return jnp.where(jnp.isfinite(cond), mixed, -jnp.inf)
 
-        def next_row(hidden, key, step):
+        def next_text(hidden, key, step):
             logits = logits_of(hidden)
-            if modality == "text":
-                early = jnp.isin(jnp.arange(logits.shape[-1]), ends) & (step < min_rows)
-                token = choose(jnp.where(early, -jnp.inf, logits), key, temperature, top_k)
-                rows = jnp.zeros((count, streams), jnp.int32).at[:, 0].set(token)
-                return rows, jnp.where(jnp.isin(token, ends), token, -1)
+            early = jnp.isin(jnp.arange(logits.shape[-1]), ends) & (step < min_rows)
+            token = choose(jnp.where(early, -jnp.inf, logits), key, temperature, top_k)
+            rows = jnp.zeros((count, streams), jnp.int32).at[:, 0].set(token)
+            return rows, jnp.where(jnp.isin(token, ends), token, -1)
+
+        def next_audio(hidden, key, step, frames):
+            """`frames`: of the whole message, −1 while stream 0 goes on."""
             size = vocab.stream_size
-            early = (jnp.arange(size + 2) >= size) & (step < min_rows)
-            index = choose(jnp.where(early, -jnp.inf, logits), key, temperature, top_k)
-            end = jnp.where(index[:, 0] >= size, ends[jnp.clip(index[:, 0] - size, 0, 1)], -1)
-            return vocab.stream_pads + jnp.minimum(index, size - 1), end
+            kinds = np.repeat([0, 1, 2], [1, size - 1, 2])  # pad, codes, end tokens
+            allowed = delay_mask(step, frames, streams, min_rows, max_rows)[..., kinds]
+            logits = jnp.where(allowed, logits_of(hidden), -jnp.inf)
+            index = choose(logits, key, temperature, top_k)
+            first = index[:, 0]
+            stops = (frames < 0) & ((first == 0) | (first >= size))
+            done = (frames >= 0) & (first >= size)
+            end = jnp.where(done, ends[jnp.clip(first - size, 0, 1)], -1)
+            row = vocab.stream_pads + jnp.where(index < size, index, 0)
+            return row, end, jnp.where(stops, step, frames)
 
         def feed(row, cache, position):
             """One more row into the cache; hidden states [B or 2B, D]."""
@@ -198,15 +212,19 @@ class Generator:
             return feed_embedded(model.embed(rows), cache, position)
 
         def body(carry):
-            step, hidden, cache, rows, lengths, ended = carry
-            row, end = next_row(hidden, jax.random.fold_in(key, step), step)
+            step, hidden, cache, rows, lengths, frames, ended = carry
+            step_key = jax.random.fold_in(key, step)
+            if modality == "text":
+                row, end = next_text(hidden, step_key, step)
+            else:
+                row, end, frames = next_audio(hidden, step_key, step, frames)
             running = ended == 0
             ended = jnp.where(running & (end >= 0), end, ended)
             running = running & (end < 0)
             rows = rows.at[:, step].set(jnp.where(running[:, None], row, 0))
             lengths = lengths + running
             hidden, cache = feed(row, cache, positions + 1 + step)
-            return step + 1, hidden, cache, rows, lengths, ended
+            return step + 1, hidden, cache, rows, lengths, frames, ended
 
         def unfinished(carry):
             return (carry[0] < max_rows) & jnp.any(carry[-1] == 0)
@@ -214,6 +232,6 @@ class Generator:
         hidden, cache = start(cache)
         rows = jnp.zeros((count, max_rows, streams), jnp.int32)
         zeros = jnp.zeros(count, jnp.int32)
-        carry = (jnp.int32(0), hidden, cache, rows, zeros, zeros)
-        _, _, _, rows, lengths, ended = jax.lax.while_loop(unfinished, body, carry)
+        carry = (jnp.int32(0), hidden, cache, rows, zeros, zeros - 1, zeros)
+        _, _, _, rows, lengths, _, ended = jax.lax.while_loop(unfinished, body, carry)
         return rows, lengths, jnp.where(ended == 0, -1, ended)

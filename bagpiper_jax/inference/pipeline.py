@@ -11,7 +11,7 @@ import numpy as np
 
 from bagpiper_jax import vocab as vocab_lib
 from bagpiper_jax.audio import SAMPLE_RATE, prepare_audio
-from bagpiper_jax.conversation import Message, encode_prompt
+from bagpiper_jax.conversation import Message, encode_prompt, extend_prompt
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.inference.generate import Generator
 from bagpiper_jax.inference.sampling import AUDIO, TEXT, Sampling
@@ -22,8 +22,7 @@ from bagpiper_jax.release import MINI, load_model
 from bagpiper_jax.tokenizer import Tokenizer
 
 SAMPLING_FILE = "sampling.json"
-# longer prompts are refused: beyond what the model was trained on, and a laptop's memory
-MAX_PROMPT_ROWS = 4096
+_ROOM_STEP = 64  # rows
 _MAX_MESSAGES = 4
 
 
@@ -82,7 +81,9 @@ class Pipeline:
             raise UserError("there is no caption to render: describe a scene")
         wav = self.render_batch([text], sampling=sampling, seed=seed)[0]
         if not len(wav):
-            raise UserError("the model ended the audio at once: try another --seed or caption")
+            raise UserError(
+                "the model ended the audio at once: try another caption, or a temperature"
+            )
         return wav
 
     def render_batch(
@@ -100,31 +101,39 @@ class Pipeline:
         them.
         """
         answers: list[Message] = []
+        prompt = self._prompt(messages)
         for turn in range(_MAX_MESSAGES):
-            conversation = [*messages, *answers]
-            prompt = self._prompt(conversation)
-            kind, rows, end = self._generator.generate(
-                [prompt], self.sampling, modality=None, seed=seed + turn
-            )[0]
+            kind, rows, end = self._generate([prompt], self.sampling, None, seed + turn)[0]
             answers.append(self._message(kind, rows))
             if end != vocab_lib.EOT:
                 break
+            prompt = extend_prompt(prompt, kind, rows)
         return answers
 
     def _answer(self, conversations, modality, sampling, seed) -> list[Message]:
         settings = {**self.sampling, **({modality: sampling} if sampling else {})}
         prompts = [self._prompt(c) for c in conversations]
-        answers = self._generator.generate(prompts, settings, modality=modality, seed=seed)
+        answers = self._generate(prompts, settings, modality, seed)
         return [self._message(kind, rows) for kind, rows, _ in answers]
 
     def _prompt(self, messages):
-        prompt = encode_prompt(messages, self.config.vocab, self.tokenizer)
-        if len(prompt) > MAX_PROMPT_ROWS:
+        return encode_prompt(messages, self.config.vocab, self.tokenizer)
+
+    def _generate(self, prompts, settings: dict[str, Sampling], modality: str | None, seed: int):
+        """Answers that stay inside the context; its room is cut to steps, so few are compiled."""
+        context, longest = self.config.decoder.max_position_embeddings, max(map(len, prompts))
+        room = (context - longest) // _ROOM_STEP * _ROOM_STEP
+        if room <= 0:
             raise UserError(
-                f"the prompt takes {len(prompt)} rows, the context holds {MAX_PROMPT_ROWS}: "
-                "shorten it"
+                f"the prompt takes {longest} rows, the context holds {context}: shorten it"
             )
-        return prompt
+        settings = {
+            kind: dataclasses.replace(
+                s, max_rows=min(s.max_rows, room), min_rows=min(s.min_rows, room - 1)
+            )
+            for kind, s in settings.items()
+        }
+        return self._generator.generate(prompts, settings, modality=modality, seed=seed)
 
     def _message(self, kind: str, rows: np.ndarray) -> Message:
         vocab = self.config.vocab

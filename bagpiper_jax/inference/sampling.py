@@ -67,6 +67,35 @@ def audio_logits(model: Bagpiper, hidden: jax.Array) -> jax.Array:
     return jnp.concatenate([own, ends], axis=-1)
 
 
+def delay_mask(step, frames, streams: int, min_rows, max_rows: int) -> jax.Array:
+    """What each stream may be at a row of an audio message: pad, code, end token; bool [B, K, 3].
+
+    Stream k runs k rows behind, so it is a pad at rows before k and again after its last frame.
+    The message's number of frames is settled where stream 0 first takes its pad or an end token;
+    K − 1 more rows then bring the other streams to their ends, and the end token follows. So no
+    audio is cut off, whatever a model samples.
+
+    Args:
+      step: index of the row.
+      frames: int [B]; of the message, −1 while it is not settled.
+      streams: K.
+      min_rows: rows before which the end token may not come.
+      max_rows: rows at which the message is complete in any case.
+    """
+    frame = step - jnp.arange(streams)
+    settled = (frames >= 0)[:, None]
+    inside = (frame >= 0) & (~settled | (frame < frames[:, None]))
+    complete = settled & (step >= frames[:, None] + streams - 1)
+    first = jnp.arange(streams) == 0
+    open_ = first & ~settled  # stream 0 decides
+    last = open_ & (step >= max_rows - streams + 1)
+    pad = jnp.where(open_, (step >= min_rows - streams + 1) | last, ~inside & ~complete)
+    code = inside & ~last
+    end = first & (complete | (open_ & ~last & (step >= min_rows)))
+    # past the end nothing is read from the other streams, but each needs something to choose
+    return jnp.stack([pad | (complete & ~first), code, end], axis=-1)
+
+
 def choose(logits: jax.Array, key: jax.Array, temperature: jax.Array, top_k: int) -> jax.Array:
     """Top-k, then temperature, over the last axis; temperature 0 is greedy. int32 [...]."""
     values, indices = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))

@@ -196,6 +196,13 @@ class PackedScenes:
         return [rows[i] for i in order]
 
 
+def one_blas_thread(*_) -> None:
+    """Starts a data worker: threads of small matmuls would spin and take the training's cores."""
+    import threadpoolctl
+
+    threadpoolctl.threadpool_limits(1)
+
+
 def first_fit(examples: list[Planned], num_rows: int, shape: RowShape) -> list[list[Planned]]:
     """Packs by falling size into exactly `num_rows` rows; what does not fit is left out.
 

@@ -11,7 +11,10 @@ from bagpiper_jax.vocab import Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Qwen3 decoder; names follow `Qwen3Config` of transformers."""
+    """Qwen3 decoder; names follow `Qwen3Config` of transformers.
+
+    `max_position_embeddings` bounds prompt and answer together; no table has its size.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -19,6 +22,7 @@ class DecoderConfig:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
+    max_position_embeddings: int = 32_768
     rope_theta: float = 1_000_000.0
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
@@ -113,6 +117,7 @@ def _mini() -> BagpiperConfig:
             num_key_value_heads=2,
             head_dim=64,
             # scenes span hundreds of rows, not tens of thousands
+            max_position_embeddings=1024,
             rope_theta=10_000.0,
             tie_word_embeddings=True,
         ),

@@ -6,6 +6,7 @@ import os
 
 from tqdm import tqdm
 
+from bagpiper_jax.files import write_whole
 from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
 from bagpiper_jax.input_pipeline.scenes import plan_scene, render_scene, train_captions
 from bagpiper_jax.modeling.config import BagpiperConfig, get_config
@@ -35,11 +36,11 @@ def prepare_assets(run: RunConfig, workdir: str) -> Assets:
     config = get_config(run.model)
     paths = [os.path.join(workdir, name) for name in (MODEL_FILE, TOKENIZER_FILE, CODEC_FILE)]
     if not os.path.exists(paths[0]):
-        _write(paths[0], lambda p: write_config(p, config))
+        write_whole(paths[0], lambda p: write_config(p, config))
     if not os.path.exists(paths[1]):
-        _write(paths[1], _tokenizer(run, config).save)
+        write_whole(paths[1], _tokenizer(run, config).save)
     if not os.path.exists(paths[2]):
-        _write(paths[2], _codec(run, config).save)
+        write_whole(paths[2], _codec(run, config).save)
     return load_assets(workdir)
 
 
@@ -69,9 +70,3 @@ def _codec(run: RunConfig, config: BagpiperConfig) -> MelCodec:
             seed=run.seed,
             progress=lambda done, _: bar.update(done - bar.n),
         )
-
-
-def _write(path: str, save) -> None:
-    """Nothing half-written ever stands under the final name."""
-    save(path + ".tmp")
-    os.replace(path + ".tmp", path)

@@ -11,7 +11,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.files import make_directory, write_json
 from bagpiper_jax.input_pipeline.packed_scenes import TASKS
+from bagpiper_jax.input_pipeline.scenes import PROFILE_NAMES
+from bagpiper_jax.modeling.config import get_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +26,7 @@ class DataConfig:
       profile: of the scenes, "words", "spelling", "scene" or "mixed".
       mixture: share of tokens by task.
       cfg_dropout: chance that an example with assistant audio loses its condition.
-      rows, length, windows: packed rows of a batch, positions and mel windows of a row.
+      batch_size, length, windows: packed rows of a batch, positions and mel windows of a row.
       workers: worker processes; 0 makes the batches in the training process.
       tokenizer, codec: files to use; if empty, those of `init_from`, or they are fitted on the
         corpus when the run starts.
@@ -33,7 +36,7 @@ class DataConfig:
     profile: str
     mixture: dict[str, float]
     cfg_dropout: float
-    rows: int
+    batch_size: int
     length: int
     windows: int
     workers: int
@@ -85,13 +88,17 @@ def load_config(argv: Sequence[str]) -> RunConfig:
     argv = ["bagpiper train", *argv]
     try:
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-        values(argv)
+        stray = values(argv)[1:]
+        if stray:
+            raise UserError(f"what is {' '.join(stray)}? Settings are given as --config.KEY=VALUE")
         config = values.config
         if config is not None:
             config.to_dict()  # a file that failed to load says so only when it is read
+    except UserError:
+        raise
     except OSError as e:
         raise UserError(f"there is no config file that can be read: {' '.join(argv[1:3])}") from e
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as e:
+    except Exception as e:  # the file is a program, which can fail in any way
         raise UserError(f"the config does not load: {_first_line(e)}") from e
     if config is None:
         raise UserError("name a config: --config experiments/mini.py")
@@ -137,7 +144,7 @@ def _check(run: RunConfig) -> None:
         "save_every": run.save_every,
         "sample_every": run.sample_every,
         "keep": run.keep,
-        "data.rows": run.data.rows,
+        "data.batch_size": run.data.batch_size,
         "data.length": run.data.length,
         "data.windows": run.data.windows,
         "optimizer.peak_lr": run.optimizer.peak_lr,
@@ -149,6 +156,23 @@ def _check(run: RunConfig) -> None:
         raise UserError(f"config key data.mixture must weigh some of {TASKS}: {run.data.mixture}")
     if run.optimizer.warmup_steps >= run.steps:
         raise UserError("config key optimizer.warmup_steps must be smaller than steps")
+    block = get_config(run.model).encoder.block_windows
+    if run.data.windows % block:
+        raise UserError(f"config key data.windows must be a multiple of {block}, the encoder block")
+    if run.data.profile not in PROFILE_NAMES:
+        raise UserError(f"config key data.profile must be one of {', '.join(PROFILE_NAMES)}")
+    for key, path in (
+        ("data.corpus", run.data.corpus),
+        ("init_from", run.init_from),
+        ("data.tokenizer", run.data.tokenizer),
+        ("data.codec", run.data.codec),
+    ):
+        if path and not os.path.exists(path):
+            raise UserError(f"config key {key}: there is no {path}")
+
+
+# what may change between the parts of a run: the numbers do not depend on it
+_FREE = {"data.corpus", "data.workers", "log_every", "sample_every", "save_every", "keep"}
 
 
 def claim_workdir(workdir: str, run: RunConfig) -> None:
@@ -165,10 +189,9 @@ def claim_workdir(workdir: str, run: RunConfig) -> None:
                 theirs = json.load(f)
         except ValueError as e:
             raise UserError(f"{path} is damaged: choose another --workdir") from e
+        mine, theirs = _flat(mine), _flat(theirs)
         differing = sorted(
-            key
-            for key in {*_flat(mine), *_flat(theirs)}
-            if _flat(mine).get(key) != _flat(theirs).get(key)
+            key for key in {*mine, *theirs} - _FREE if mine.get(key) != theirs.get(key)
         )
         if differing:
             raise UserError(
@@ -176,13 +199,8 @@ def claim_workdir(workdir: str, run: RunConfig) -> None:
                 "choose another --workdir"
             )
         return
-    try:
-        os.makedirs(workdir, exist_ok=True)
-        with open(path + ".tmp", "w", encoding="utf-8") as f:
-            json.dump(mine, f, indent=2)
-        os.replace(path + ".tmp", path)
-    except OSError as e:
-        raise UserError(f"cannot write to the workdir {workdir}: {e.strerror}") from e
+    make_directory(workdir)
+    write_json(path, mine)
 
 
 def _flat(values: dict, prefix: str = "") -> dict:

@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterator
 
 import grain
 import jax
-import threadpoolctl
 from absl import flags
 from flax import nnx
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.input_pipeline.batch import Batch, stack_rows
-from bagpiper_jax.input_pipeline.packed_scenes import PackedScenes, RowShape
+from bagpiper_jax.input_pipeline.packed_scenes import (
+    PackedScenes,
+    RowShape,
+    load_corpus,
+    one_blas_thread,
+)
 from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.release import Assets, load_weights
 from bagpiper_jax.store import Checkpoints
@@ -40,7 +44,7 @@ def make_source(run: RunConfig, assets: Assets) -> PackedScenes:
         assets.tokenizer,
         assets.codec,
         shape=RowShape(data.length, data.windows),
-        num_rows=run.steps * data.rows,
+        num_rows=run.steps * data.batch_size,
         seed=run.seed,
         profile=data.profile,
         mixture=data.mixture,
@@ -51,7 +55,7 @@ def make_source(run: RunConfig, assets: Assets) -> PackedScenes:
 def batches(run: RunConfig, assets: Assets, start: int) -> Iterator[Batch]:
     """Batches from number `start` on: rows are random access, so the position is one number."""
     dataset = grain.MapDataset.source(make_source(run, assets))
-    dataset = dataset.batch(run.data.rows, drop_remainder=True, batch_fn=stack_rows)[start:]
+    dataset = dataset.batch(run.data.batch_size, drop_remainder=True, batch_fn=stack_rows)[start:]
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
     if run.data.workers:
         if not flags.FLAGS.is_parsed():  # Grain reads absl flags when it starts workers
@@ -59,13 +63,8 @@ def batches(run: RunConfig, assets: Assets, start: int) -> Iterator[Batch]:
         options = grain.MultiprocessingOptions(
             num_workers=run.data.workers, per_worker_buffer_size=4
         )
-        dataset = dataset.mp_prefetch(options, worker_init_fn=_one_thread)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=one_blas_thread)
     return iter(dataset)
-
-
-def _one_thread(*_) -> None:
-    """In a worker: BLAS threads of small matmuls would spin and take the cores of the training."""
-    threadpoolctl.threadpool_limits(1)
 
 
 def train(
@@ -84,6 +83,7 @@ def train(
       UserError: bad settings, a workdir of another run, a checkpoint that cannot be written, or a
         training that diverged.
     """
+    load_corpus(run.data.corpus)  # what is wrong with it is told before the workdir is claimed
     claim_workdir(workdir, run)
     assets = prepare_assets(run, workdir)
     sample = make_samples(run) if make_samples else None

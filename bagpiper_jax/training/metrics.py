@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -10,15 +11,18 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from bagpiper_jax.errors import UserError
+
 
 class MetricsLog:
     """Collects the metrics of steps and writes their means; a context manager.
 
     Writes TensorBoard events to `workdir/metrics`, one JSON line per log to
-    `workdir/metrics.jsonl`, and a bar with loss, rows/s and remaining time to standard error.
+    `workdir/metrics.jsonl`, and a bar with loss, tokens/s and remaining time to standard error.
     """
 
     def __init__(self, workdir: str, *, start: int, steps: int):
+        self._workdir = workdir
         self._writer = SummaryWriter(os.path.join(workdir, "metrics"), purge_step=start)
         self._jsonl = open(os.path.join(workdir, "metrics.jsonl"), "a", encoding="utf-8")  # noqa: SIM115
         self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, mininterval=1)
@@ -31,8 +35,10 @@ class MetricsLog:
 
     def __exit__(self, *_):
         self._bar.close()
-        self._writer.close()
-        self._jsonl.close()
+        with contextlib.suppress(OSError):  # a full disk has been told, or is told by `write`
+            self._writer.close()
+        with contextlib.suppress(OSError):
+            self._jsonl.close()
 
     def add(self, metrics: dict, input_wait: float) -> None:
         """Notes one step's metrics (device arrays, not read yet) and the wait for its batch."""
@@ -44,17 +50,23 @@ class MetricsLog:
         """Writes the means since the last call."""
         scalars = summarize(self._pending)
         elapsed = time.monotonic() - self._since
-        rows = sum(float(m["rows"]) for m in self._pending)
-        scalars["rows_per_second"] = rows / elapsed
+        tokens = sum(float(m["tokens"]) for m in self._pending)
+        scalars["tokens_per_second"] = tokens / elapsed
         scalars["input_wait"] = self._waited / elapsed
         self._pending, self._waited, self._since = [], 0.0, time.monotonic()
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
-        self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
-        self._jsonl.flush()
+        try:
+            self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
+            self._jsonl.flush()
+        except OSError as e:
+            raise UserError(
+                f"cannot write metrics to {self._workdir} ({e.strerror}): free some space and "
+                "start again, the run resumes from its last whole checkpoint"
+            ) from e
         self._bar.set_postfix_str(
             f"loss {scalars['loss']:.3f}  text+s0 {scalars['ce/stream0']:.3f}  "
-            f"s1 {scalars['ce/stream1']:.2f}  {scalars['rows_per_second']:.0f} rows/s"
+            f"s1 {scalars['ce/stream1']:.2f}  {scalars['tokens_per_second']:.0f} tokens/s"
         )
         return scalars
 

@@ -33,8 +33,17 @@ def _slow_encoder(ratio: float) -> optax.GradientTransformation:
     return optax.stateless(scale)
 
 
+# by name: layers are stacked, so the scale of a norm is a matrix too
+_DECAYED = ("kernel", "embed_tokens", "lm_head")
+
+
+def decayed(params) -> dict:
+    """Which parameters weight decay pulls to zero: matrices, not norms, biases, `stream_emb`."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in _DECAYED, params)
+
+
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW with global-norm clip; weights of matrices decay, norms and biases do not."""
+    """AdamW with global-norm clip."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(
@@ -43,7 +52,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             b2=config.b2,
             eps=config.eps,
             weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params),
+            mask=decayed,
         ),
         _slow_encoder(config.encoder_lr_ratio),
     )

@@ -57,7 +57,7 @@ def make_train_step(
             "grad_norm": norm,
             "learning_rate": schedule(state.step),
             "skipped": (~finite).astype(jnp.float32),
-            "rows": (batch.segment_ids > 0).sum().astype(jnp.float32),
+            "tokens": (batch.segment_ids > 0).sum().astype(jnp.float32),
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 
