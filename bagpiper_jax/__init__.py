@@ -19,12 +19,15 @@ _EXPORTS = {
     "build_batch": "bagpiper_jax.input_pipeline.batch",
     "get_config": "bagpiper_jax.modeling.config",
     "load": "bagpiper_jax.inference.pipeline",
+    "mel_windows": "bagpiper_jax.log_mel",
 }
 
-__all__ = sorted(_EXPORTS)
+__all__ = sorted([*_EXPORTS, "porting"])
 
 
 def __getattr__(name):
+    if name == "porting":
+        return importlib.import_module("bagpiper_jax.porting")
     if name not in _EXPORTS:
         raise AttributeError(f"module 'bagpiper_jax' has no attribute {name!r}")
     return getattr(importlib.import_module(_EXPORTS[name]), name)

@@ -1,10 +1,11 @@
 """Builds data/mini, the small corpus of real recordings and synthetic voices, from packages.
 
-    python data/build_mini.py --out data/mini [--work DIR]
+    python data/build_mini.py [--out DIR] [--work DIR]
 
 Needs apt-get and dpkg (Debian 12 package lists), and the Python packages numpy, scipy,
 soundfile, av (decodes G.722) and hibari-tts. Flite runs from its unpacked package.
-Every clip becomes 16 kHz mono Ogg/Opus; the same packages give the same files.
+Every clip becomes 16 kHz mono Ogg/Opus; the same packages give the same files. The corpus that
+stands in --out is replaced only by a whole new one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
+import importlib.metadata
 import io
 import os
 import re
@@ -38,6 +40,12 @@ MUSIC_DBFS = -20.0
 SOUND_PEAK = 0.5
 MAX_PHRASE_SECONDS = 3.0
 MAX_PHRASE_WORDS = 8
+# first word after "Creative Commons" in a credit line
+OPENSFX_LICENCES = {
+    "Zero": "CC0-1.0",
+    "Attribution": "CC-BY-3.0",
+    "Attribution-ShareAlike": "CC-BY-SA-3.0",
+}
 
 
 class BuildError(Exception):
@@ -273,7 +281,9 @@ def read_opensfx(root: Path) -> list[tuple[np.ndarray, dict[str, object]]]:
         match = re.match(r'"(.+?)"\. (.+)\. License: Creative Commons (\S+)', name)
         if match is None:
             raise BuildError(f"opensfx.cat: clip {i} has no credit line: {name!r}")
-        licence = {"Zero": "CC0-1.0", "Attribution": "CC-BY-3.0"}.get(match[3], "CC-BY-SA-3.0")
+        licence = OPENSFX_LICENCES.get(match[3])
+        if licence is None:
+            raise BuildError(f"opensfx.cat: clip {i} has an unknown licence: {name!r}")
         if size <= 44:  # the empty clips, header only
             wav = np.zeros(0, np.float32)
         else:
@@ -364,18 +374,42 @@ def add_music(corpus: Corpus, root: Path) -> None:
             )
 
 
+def check_versions() -> None:
+    """The table names the version of the voice; the audio depends on it."""
+    installed = importlib.metadata.version("hibari-tts")
+    if installed != tables.HIBARI_VERSION:
+        raise BuildError(
+            f"hibari-tts is {installed}: pip install hibari-tts=={tables.HIBARI_VERSION}"
+        )
+
+
+def replace(new: Path, out: Path) -> None:
+    """Puts a whole corpus in the place of the one in `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("audio", "clips.tsv", "LICENSES.md"):
+        old = out / name
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink(missing_ok=True)
+        shutil.move(new / name, old)
+
+
 def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="corpus folder, data/mini")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "mini", help="corpus folder, data/mini"
+    )
     parser.add_argument(
         "--work", type=Path, default=Path("build/mini_work"), help="download folder"
     )
     args = parser.parse_args()
     work = args.work.resolve()
     try:
+        check_versions()
         root = unpack_packages(work)
-        corpus = Corpus(args.out)
+        corpus = Corpus(work / "corpus")
         add_asterisk_speech(corpus, root)
         add_flite(corpus, root, work)
         add_hibari(corpus)
@@ -383,6 +417,7 @@ def main() -> None:
         add_music(corpus, root)
         corpus.write_table()
         corpus.write_notices()
+        replace(corpus.out, args.out)
     except (BuildError, OSError, subprocess.CalledProcessError) as err:
         sys.exit(f"build_mini: {err}")
     real = sum(float(r["seconds"]) for r in corpus.rows if r["synthetic"] == "0")

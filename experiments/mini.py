@@ -23,7 +23,7 @@ def get_config(stage: str = "scenes") -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.model = "mini"  # preset of bagpiper_jax.get_config
     c.seed = 0  # of weights, scenes and their order
-    c.steps = 7000  # optimizer steps
+    c.steps = 6000  # optimizer steps
     c.init_from = ""  # run or checkpoint whose weights, tokenizer and codec to start from
 
     c.data = ml_collections.ConfigDict()
@@ -41,10 +41,10 @@ def get_config(stage: str = "scenes") -> ml_collections.ConfigDict:
     c.data.codec = ""
 
     c.optimizer = ml_collections.ConfigDict()
-    c.optimizer.peak_lr = 2e-3
+    c.optimizer.peak_lr = 1.5e-3
     c.optimizer.encoder_lr_ratio = 0.5  # at the full rate its features grow without bound
     c.optimizer.final_ratio = 0.03
-    c.optimizer.warmup_steps = 150
+    c.optimizer.warmup_steps = 100
     c.optimizer.b1 = 0.9  # (reference)
     c.optimizer.b2 = 0.95  # (reference)
     c.optimizer.eps = 1e-8  # (reference)

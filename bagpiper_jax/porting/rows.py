@@ -7,12 +7,13 @@ from bagpiper_jax.porting.table import (
     CONV2D,
     LINEAR,
     Row,
+    prefixed,
 )
 
 # Qwen3ForCausalLM
 QWEN3 = (
-    Row("model.embed_tokens.weight", "model.embed_tokens"),
-    Row("lm_head.weight", "lm_head"),
+    Row("model.embed_tokens.weight", "model.embed_tokens", padded=True),
+    Row("lm_head.weight", "lm_head", padded=True),
     Row("model.norm.weight", "model.norm.weight"),
     Row("model.layers.#.input_layernorm.weight", "model.layers.input_layernorm.weight"),
     Row("model.layers.#.self_attn.*_proj.weight", "model.layers.self_attn.*_proj.kernel", LINEAR),
@@ -47,7 +48,7 @@ AUDIO_TOWER = (
 )
 
 _HUBERT = (
-    Row("masked_spec_embed", "masked_spec_embed"),
+    Row("masked_spec_embed", "masked_spec_embed", optional=True),
     Row(
         "feature_extractor.conv_layers.*.conv.weight",
         "feature_extractor.conv_layers.*.conv.kernel",
@@ -83,6 +84,17 @@ _HUBERT = (
     Row("encoder.layers.#.final_layer_norm.bias", "layers.final_layer_norm.bias"),
 )
 
+_SEMANTIC = (
+    Row("conv*.weight", "conv*.kernel", CONV1D),
+    Row("conv_blocks.*.conv.weight", "conv_blocks.*.conv.kernel", CONV1D),
+    Row("conv_blocks.*.conv.bias", "conv_blocks.*.conv.bias"),
+    Row(
+        "conv_blocks.*.res_units.*.conv*.weight",
+        "conv_blocks.*.res_units.*.conv*.kernel",
+        CONV1D,
+    ),
+)
+
 # XcodecModel
 XCODEC = (
     Row("acoustic_*.conv*.weight", "acoustic_*.conv*.kernel", CONV1D),
@@ -107,19 +119,28 @@ XCODEC = (
         "acoustic_*.block.*.res_unit*.snake*.alpha",
         CHANNELS,
     ),
-    Row("*_semantic.conv*.weight", "*_semantic.conv*.kernel", CONV1D),
-    Row("*_semantic.conv_blocks.*.conv.weight", "*_semantic.conv_blocks.*.conv.kernel", CONV1D),
-    Row("*_semantic.conv_blocks.*.conv.bias", "*_semantic.conv_blocks.*.conv.bias"),
-    Row(
-        "*_semantic.conv_blocks.*.res_units.*.conv*.weight",
-        "*_semantic.conv_blocks.*.res_units.*.conv*.kernel",
-        CONV1D,
+    *prefixed(_SEMANTIC, "encoder_semantic.", "encoder_semantic."),
+    *(
+        row._replace(optional=True)
+        for row in prefixed(_SEMANTIC, "decoder_semantic.", "decoder_semantic.")
     ),
+    Row("fc1.weight", "fc1.kernel", LINEAR, optional=True),
+    Row("fc1.bias", "fc1.bias", optional=True),
     Row("fc*.weight", "fc*.kernel", LINEAR),
     Row("fc*.bias", "fc*.bias"),
-    Row("quantizer.quantizers.#.codebook.*", "quantizer.*"),
-    *(
-        Row(f"semantic_model.{row.source}", f"semantic_model.{row.target}", row.transform)
-        for row in _HUBERT
+    Row("quantizer.quantizers.#.codebook.embed", "quantizer.embed"),
+    Row("quantizer.quantizers.#.codebook.*", "quantizer.*", optional=True),
+    *prefixed(_HUBERT, "semantic_model.", "semantic_model."),
+)
+
+# the whole of a Bagpiper checkpoint, the codec's weights under "codec."
+BAGPIPER = (
+    *QWEN3,
+    Row("stream_emb.weight", "stream_emb"),
+    Row("adaptor.continuous_audio.weight", "adaptor.kernel", LINEAR),
+    Row("adaptor.continuous_audio.bias", "adaptor.bias"),
+    *prefixed(
+        AUDIO_TOWER, "multimodal_io_dict.continuous_audio.model.audio_tower.", "audio_tower."
     ),
+    *prefixed(XCODEC, "multimodal_io_dict.discrete_audio.codec_model.", "codec."),
 )

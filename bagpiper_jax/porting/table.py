@@ -40,11 +40,28 @@ CHANNELS = Transform(lambda x: x[0, :, 0], lambda x: x[None, :, None])  # [1, C,
 
 
 class Row(NamedTuple):
-    """One line of a table."""
+    """One line of a table.
+
+    Attributes:
+      source: pattern of the names in the checkpoint.
+      target: pattern of the parameters' dotted paths.
+      transform: source → target.
+      padded: the parameter has more rows than the tensor, so that meshes divide them.
+      optional: a checkpoint may lack it; the parameter is zero then. What only training needs.
+    """
 
     source: str
     target: str
     transform: Transform = SAME
+    padded: bool = False
+    optional: bool = False
+
+
+def prefixed(rows: Iterable[Row], source: str, target: str) -> tuple[Row, ...]:
+    """The table of a part inside a whole."""
+    return tuple(
+        row._replace(source=source + row.source, target=target + row.target) for row in rows
+    )
 
 
 class Entry(NamedTuple):
@@ -54,23 +71,24 @@ class Entry(NamedTuple):
       source: name of the tensor.
       target: dotted path of the parameter.
       layer: index on the parameter's leading axis; None for the whole parameter.
-      transform: source → target.
+      row: the line of the table.
       shape: of the tensor.
     """
 
     source: str
     target: str
     layer: int | None
-    transform: Transform
+    row: Row
     shape: Shape
 
 
-def entries(rows: Iterable[Row], shapes: Mapping[str, Shape]) -> list[Entry]:
+def entries(rows: Iterable[Row], shapes: Mapping[str, Shape], vocab_size: int = 0) -> list[Entry]:
     """All tensors that a model's parameters correspond to.
 
     Args:
       rows: the table.
       shapes: dotted path → shape of every parameter of the model.
+      vocab_size: rows of the source's tables, where the table has padded ones.
 
     Raises:
       KeyError: a parameter that no row of the table names.
@@ -86,10 +104,13 @@ def entries(rows: Iterable[Row], shapes: Mapping[str, Shape]) -> list[Entry]:
         for piece in match.groups():
             source = source.replace("*", piece, 1)
         stacked = "#" in source
-        inner = row.transform.backward(np.broadcast_to(np.int8(0), shape[1:] if stacked else shape))
+        inner = shape[1:] if stacked else shape
+        if row.padded:
+            inner = (vocab_size, *inner[1:])
+        inner = row.transform.backward(np.broadcast_to(np.int8(0), inner))
         for layer in range(shape[0]) if stacked else (None,):
             name = source.replace("#", str(layer)) if stacked else source
-            found.append(Entry(name, path, layer, row.transform, inner.shape))
+            found.append(Entry(name, path, layer, row, inner.shape))
     return found
 
 

@@ -1,0 +1,125 @@
+"""Bagpiper's own checkpoints: the names of ESPnet SpeechLM, which the vLLM fork serves too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.modeling.bagpiper import Bagpiper
+from bagpiper_jax.modeling.config import BagpiperConfig
+from bagpiper_jax.modeling.xcodec_model import XCodecConfig, XCodecModel
+from bagpiper_jax.porting.rows import BAGPIPER
+from bagpiper_jax.porting.state import check, fill, paths, table_of, tensors_of
+
+VOCAB_WEIGHT = "vocab_weight"  # a buffer: the weight of each id in the loss
+
+
+def abstract(config: BagpiperConfig, codec: XCodecConfig | None) -> tuple[Any, Any]:
+    """Model and codec without memory; the codec is None where there is none."""
+    model = nnx.eval_shape(lambda: Bagpiper(config, rngs=nnx.Rngs(0)))
+    if codec is None:
+        return model, None
+    return model, nnx.eval_shape(lambda: XCodecModel(codec, rngs=nnx.Rngs(0)))
+
+
+def to_espnet(
+    model: Bagpiper, codec: XCodecModel | None = None, *, dtype: Any = jnp.bfloat16
+) -> dict[str, Any]:
+    """A model's tensors under the names of ESPnet, less the padding of the tables.
+
+    Args:
+      model: with weights, or abstract (of `nnx.eval_shape`): then the tensors are shapes.
+      codec: its X-codec, whose weights such a checkpoint holds.
+      dtype: of all tensors but `vocab_weight`; None keeps the parameters'.
+
+    Returns:
+      name → array, or name → `jax.ShapeDtypeStruct`.
+    """
+    vocab = model.config.vocab
+    state = _state(model, codec)
+    table = table_of(BAGPIPER, state, vocab.size)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in _leaves(state)):
+        shapes = {e.source: jax.ShapeDtypeStruct(e.shape, dtype or jnp.float32) for e in table}
+        return shapes | {VOCAB_WEIGHT: jax.ShapeDtypeStruct((vocab.size,), jnp.float32)}
+    arrays = {path: leaf[...] for path, leaf in paths(state).items()}
+    tensors = dict(tensors_of(table, arrays, dtype))
+    return tensors | {VOCAB_WEIGHT: vocab.token_weights()}
+
+
+def from_espnet(
+    tensors: Mapping[str, Any],
+    config: BagpiperConfig,
+    codec: XCodecConfig | None = None,
+    *,
+    dtype: Any = jnp.float32,
+) -> tuple[Bagpiper, XCodecModel | None]:
+    """A model from a checkpoint's tensors.
+
+    Args:
+      tensors: name → array; `vocab_weight` may be missing, as from the vLLM fork's files.
+      config: the shapes that they must have.
+      codec: of the X-codec; without it there must be no tensors of one.
+      dtype: of the parameters.
+
+    Returns:
+      (model, codec or None).
+
+    Raises:
+      UserError: tensors are missing, unexpected, or of another shape or type; all are named.
+    """
+    model, codec_model = abstract(config, codec)
+    state = _state(model, codec_model)
+    table = table_of(BAGPIPER, state, config.vocab.size)
+    check("the checkpoint", table, tensors, ignored=(VOCAB_WEIGHT,))
+    check_vocab_weight(tensors, config)
+    arrays = fill(
+        table,
+        lambda name: np.asarray(tensors[name]) if name in tensors else None,
+        state,
+        lambda _, shape, cut: jnp.asarray(cut((slice(None),) * len(shape)), dtype),
+    )
+    update(model, codec_model, arrays)
+    return model, codec_model
+
+
+def check_vocab_weight(tensors: Mapping[str, Any], config: BagpiperConfig) -> None:
+    """Raises UserError where a checkpoint weighs its ids otherwise than the config does."""
+    if VOCAB_WEIGHT not in tensors:
+        return
+    theirs, ours = np.asarray(tensors[VOCAB_WEIGHT], np.float32), config.vocab.token_weights()
+    if theirs.shape != ours.shape:
+        raise UserError(f"{VOCAB_WEIGHT} has {theirs.size} ids, the model {ours.size}")
+    if not np.array_equal(theirs, ours):
+        first = int(np.flatnonzero(theirs != ours)[0])
+        raise UserError(
+            f"{VOCAB_WEIGHT}[{first}] is {theirs[first]:g}, the config says {ours[first]:g}: "
+            "give the vocabulary of the config the checkpoint's codec_weight"
+        )
+
+
+def update(model: Bagpiper, codec: XCodecModel | None, arrays: Mapping[str, Any]) -> None:
+    """Puts arrays, by dotted path, into a model and its codec."""
+    for module, prefix in ((model, ""), (codec, "codec.")):
+        if module is not None:
+            state = nnx.state(module)
+            flat = list(nnx.to_flat_state(state))
+            new = [(p, v.replace(arrays[prefix + ".".join(map(str, p))])) for p, v in flat]
+            nnx.update(module, nnx.from_flat_state(new))
+
+
+def _state(model: Bagpiper, codec: XCodecModel | None) -> Any:
+    """One flat view of both, the codec under "codec."."""
+    state = paths(nnx.state(model))
+    if codec is not None:
+        state |= {f"codec.{path}": leaf for path, leaf in paths(nnx.state(codec)).items()}
+    return state
+
+
+def _leaves(state: Mapping[str, Any]):
+    return (leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf for leaf in state.values())

@@ -1,0 +1,132 @@
+"""X-codec against `XcodecModel` of transformers, with random weights."""
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from bagpiper_jax.modeling.hubert import HubertConfig
+from bagpiper_jax.modeling.xcodec_model import XCodecConfig, XCodecModel
+from bagpiper_jax.porting.espnet import update
+from bagpiper_jax.porting.rows import XCODEC
+from bagpiper_jax.porting.state import check, fill, paths, table_of, tensors_of
+
+pytestmark = pytest.mark.slow
+
+SEMANTIC = dict(
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=64,
+    conv_dim=(16,) * 7,
+    num_conv_pos_embeddings=16,
+    num_conv_pos_embedding_groups=4,
+)
+CONFIG = XCodecConfig(
+    encoder_hidden_size=4,
+    decoder_hidden_size=64,
+    acoustic_hidden_size=16,
+    codebook_size=64,
+    num_quantizers=8,
+    semantic=HubertConfig(**SEMANTIC),
+)
+# bandwidths for 1, 2, 4 and 8 books of 6 bits at 50 frames a second
+BANDWIDTHS = {1: 0.3, 2: 0.6, 4: 1.2, 8: 2.4}
+LENGTHS = (80, 320, 3_200, 5_555, 16_000, 16_001, 16_080, 16_100, 16_311, 16_312, 16_319)
+
+
+@pytest.fixture(scope="module", params=[0, 1])
+def pair(request):
+    import torch
+    from transformers import DacConfig, XcodecConfig, XcodecModel
+    from transformers import HubertConfig as OriginalHubertConfig
+
+    torch.manual_seed(request.param)
+    acoustic = DacConfig(
+        encoder_hidden_size=CONFIG.encoder_hidden_size,
+        downsampling_ratios=list(CONFIG.downsampling_ratios),
+        decoder_hidden_size=CONFIG.decoder_hidden_size,
+        upsampling_ratios=list(CONFIG.upsampling_ratios),
+        hidden_size=CONFIG.acoustic_hidden_size,
+    )
+    original = XcodecModel(
+        XcodecConfig(
+            acoustic_model_config=acoustic,
+            semantic_model_config=OriginalHubertConfig(**SEMANTIC),
+            codebook_size=CONFIG.codebook_size,
+            target_bandwidths=list(BANDWIDTHS.values()),
+        )
+    ).eval()
+    with torch.no_grad():
+        for parameter in original.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        for quantizer in original.quantizer.quantizers:
+            for name in ("embed", "embed_avg", "cluster_size"):
+                getattr(quantizer.codebook, name).normal_()
+    tensors = {name: value.numpy() for name, value in original.state_dict().items()}
+    model = XCodecModel(CONFIG, rngs=nnx.Rngs(0))
+    state = nnx.state(model)
+    table = table_of(XCODEC, state)
+    check("the original", table, tensors)
+    whole = (slice(None),)
+    arrays = fill(table, tensors.get, state, lambda _, shape, cut: cut(whole * len(shape)))
+    update(model, None, arrays)
+    return original, model, tensors
+
+
+def clip(samples, seed=0):
+    rng = np.random.default_rng(seed)
+    return 0.3 * rng.standard_normal((1, samples), dtype=np.float32)
+
+
+@nnx.jit(static_argnums=3)
+def encode(model, wav, lengths, books):
+    return model.encode(wav, lengths, books)
+
+
+@nnx.jit
+def decode(model, codes, lengths):
+    return model.decode(codes, lengths)
+
+
+@pytest.mark.parametrize("samples", LENGTHS)
+def test_codes_and_waveforms(pair, samples):
+    import torch
+
+    original, model, _ = pair
+    wav = clip(samples)
+    for books, bandwidth in BANDWIDTHS.items():
+        with torch.no_grad():
+            want = original.encode(torch.tensor(wav)[:, None], bandwidth, return_dict=False)
+            sound = original.decode(want, return_dict=False)[0, 0].numpy()
+        want = want[0].T.numpy()
+        got = np.asarray(encode(model, wav, np.array([samples]), books))[0]
+        assert got.shape == want.shape == (model.semantic_length(samples), books)
+        assert (got == want).mean() >= 0.999
+        ours = np.asarray(decode(model, want[None], np.array([len(want)])))[0]
+        np.testing.assert_allclose(ours, sound, atol=1e-4 * np.abs(sound).max())
+
+
+def test_codes_and_waveforms_do_not_depend_on_company(pair):
+    _, model, _ = pair
+    room = 20_000
+    batch = np.concatenate([clip(room, seed) for seed in range(4)])
+    lengths = np.array([5_555, 16_100, 16_312, room])
+    together = np.asarray(encode(model, batch, lengths, 8))
+    frames = [model.semantic_length(n) for n in lengths]
+    sound = np.asarray(decode(model, together, np.array(frames)))
+    for i, (length, count) in enumerate(zip(lengths, frames, strict=True)):
+        alone = np.asarray(encode(model, batch[i : i + 1, :length], lengths[i : i + 1], 8))[0]
+        np.testing.assert_array_equal(together[i, :count], alone)
+        wav = np.asarray(decode(model, alone[None], np.array([count])))[0]
+        np.testing.assert_allclose(sound[i, : len(wav)], wav, atol=1e-5 * np.abs(wav).max())
+        assert not sound[i, len(wav) :].any()
+
+
+def test_export_is_exact(pair):
+    _, model, tensors = pair
+    state = nnx.state(model)
+    arrays = {path: leaf[...] for path, leaf in paths(state).items()}
+    exported = dict(tensors_of(table_of(XCODEC, state), arrays))
+    assert set(exported) == set(tensors)
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(exported[name], value, err_msg=name)
