@@ -123,10 +123,10 @@ def _render(args) -> None:
 
 
 def _pipeline(args):
-    from bagpiper_jax.inference.pipeline import load
+    from bagpiper_jax.inference.pipeline import Pipeline
     from bagpiper_jax.release import MINI
 
-    return load(args.checkpoint or MINI)
+    return Pipeline.load(args.checkpoint or MINI)
 
 
 def _override(settings, **values):

@@ -67,6 +67,15 @@ def load_assets(directory: str) -> Assets:
     return Assets(config, tokenizer, codec)
 
 
+def load(directory: str) -> Bagpiper:
+    """A model with its weights, from a release or a run's workdir.
+
+    Raises:
+      UserError: see `load_assets` and `load_weights`.
+    """
+    return load_model(directory)[0]
+
+
 def load_model(directory: str) -> tuple[Bagpiper, Assets]:
     """A model with its weights, and its assets.
 

@@ -236,7 +236,7 @@ def evaluated(corpus, oracle, monkeypatch, tmp_path):
             return texts
 
     forgetful = Forgetful(corpus)
-    monkeypatch.setattr(evaluate, "load", lambda path: forgetful)
+    monkeypatch.setattr(evaluate.Pipeline, "load", lambda path: forgetful)
     monkeypatch.setattr(evaluate, "load_corpus", lambda path: corpus)
     monkeypatch.setattr(asr, "Whisper", lambda: Ears(oracle))
     monkeypatch.setattr(asr, "visqol", lambda a, b: iter([5.0] * len(a)))

@@ -17,7 +17,7 @@ CORPUS = os.path.join(os.path.dirname(__file__), "..", "data", "mini")
 
 @pytest.fixture(scope="module")
 def pipe():
-    return bp.load()
+    return bp.Pipeline.load()
 
 
 def test_it_is_small_and_brings_its_figures():
@@ -44,5 +44,5 @@ def test_it_speaks_for_as_long_as_it_takes(capsys, tmp_path):
     assert main(["render", 'A woman says "four two". The recording is clean.', "-o", out]) == 0
     seconds = float(re.search(r"([\d.]+) s", capsys.readouterr().out)[1])
     assert 0.8 < seconds < 4
-    wav = bp.load().render('A woman says "four two". The recording is clean.')
+    wav = bp.Pipeline.load().render('A woman says "four two". The recording is clean.')
     assert len(wav) == round(seconds * 16_000) and np.abs(wav).max() > 0.05

@@ -28,7 +28,7 @@ from bagpiper_jax.evaluation.rendering_probe import (
 )
 from bagpiper_jax.evaluation.sampling_choice import CFGS, sampling_source, scene_sampling
 from bagpiper_jax.files import make_directory, write_json, write_text
-from bagpiper_jax.inference.pipeline import load
+from bagpiper_jax.inference.pipeline import Pipeline
 from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
 
 ITEMS_FILE, AUDIO_DIR = "items.jsonl", "audio"
@@ -79,7 +79,7 @@ def evaluate(
     whisper = asr.Whisper()
     make_directory(os.path.join(out, AUDIO_DIR))
     corpus = load_corpus(corpus_dir)
-    pipe = load(checkpoint)
+    pipe = Pipeline.load(checkpoint)
     sampling = scene_sampling(pipe.sampling["text"], pipe.sampling["audio"])
     results: dict[str, Any] = {
         "checkpoint": os.path.basename(os.path.abspath(checkpoint)),

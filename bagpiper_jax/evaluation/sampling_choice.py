@@ -11,7 +11,7 @@ from typing import Any
 from bagpiper_jax.evaluation import asr, text_metrics
 from bagpiper_jax.evaluation.rendering_probe import hear, normal_form, render, spoken_scenes
 from bagpiper_jax.files import write_json
-from bagpiper_jax.inference.pipeline import SAMPLING_FILE, Pipeline, load
+from bagpiper_jax.inference.pipeline import SAMPLING_FILE, Pipeline
 from bagpiper_jax.inference.sampling import AUDIO, TEXT, Sampling
 from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
 from bagpiper_jax.input_pipeline.scenes import Corpus
@@ -114,7 +114,7 @@ def choose_for(
     """
     asr.require()
     return choose_sampling(
-        load(checkpoint),
+        Pipeline.load(checkpoint),
         load_corpus(corpus_dir),
         asr.Whisper(),
         checkpoint,

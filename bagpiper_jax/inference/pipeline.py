@@ -44,6 +44,27 @@ class Pipeline:
         self.sampling = {"text": text, "audio": audio}
         self._generator = Generator(model)
 
+    @classmethod
+    def load(cls, path: str | os.PathLike = MINI) -> Pipeline:
+        """From a release directory or a run's workdir; the embedded mini model by default.
+
+        A `sampling.json` beside the weights holds the settings chosen for them on development data.
+
+        Raises:
+          UserError: something is missing, damaged or does not fit.
+        """
+        model, assets = load_model(os.fspath(path))
+        settings = {"text": TEXT, "audio": AUDIO}
+        file = os.path.join(path, SAMPLING_FILE)
+        if os.path.exists(file):
+            try:
+                with open(file, encoding="utf-8") as f:
+                    for kind, values in json.load(f).items():
+                        settings[kind] = dataclasses.replace(settings[kind], **values)
+            except (ValueError, KeyError, TypeError) as e:
+                raise UserError(f"{file} is damaged: {e}") from e
+        return cls(model, assets.tokenizer, assets.codec, **settings)
+
     def replace_weights(self, params) -> None:
         """Other weights of the same model, a nested dict as `load_weights` gives."""
         self._generator.replace_weights(params)
@@ -141,24 +162,3 @@ class Pipeline:
             text = self.tokenizer.decode(vocab.tokens_to_text(rows[:, 0]))
             return Message("assistant", "text", text)
         return Message("assistant", "audio", vocab.deinterleave(rows))
-
-
-def load(path: str | os.PathLike = MINI) -> Pipeline:
-    """A pipeline from a release directory or a run's workdir; the embedded mini model by default.
-
-    A `sampling.json` beside the weights holds the settings chosen for them on development data.
-
-    Raises:
-      UserError: something is missing, damaged or does not fit.
-    """
-    model, assets = load_model(os.fspath(path))
-    settings = {"text": TEXT, "audio": AUDIO}
-    file = os.path.join(path, SAMPLING_FILE)
-    if os.path.exists(file):
-        try:
-            with open(file, encoding="utf-8") as f:
-                for kind, values in json.load(f).items():
-                    settings[kind] = dataclasses.replace(settings[kind], **values)
-        except (ValueError, KeyError, TypeError) as e:
-            raise UserError(f"{file} is damaged: {e}") from e
-    return Pipeline(model, assets.tokenizer, assets.codec, **settings)
