@@ -1,7 +1,7 @@
 """Bagpiper in JAX: an audio foundation model that understands and generates through rich captions.
 
-Names are resolved when first used, so that importing the package is quick and data workers never
-load JAX.
+Names are resolved when first used, so that importing the package is quick and the modules that data
+workers use do not load JAX.
 """
 
 import importlib

@@ -1,0 +1,107 @@
+"""A training step of the mini model: time of its parts, and how far from what the matmuls need.
+
+    python benchmarks/train_step.py [--model mini] [--batch 4] [--length 512] [--windows 12]
+
+The limit is the matmuls' FLOPs at the rate that one large matmul reaches in the same run.
+"""
+
+import argparse
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from bagpiper_jax.input_pipeline.batch import Batch
+from bagpiper_jax.log_mel import NUM_MELS, WINDOW_FRAMES
+from bagpiper_jax.modeling.bagpiper import Bagpiper
+from bagpiper_jax.modeling.config import get_config
+from bagpiper_jax.training.step import init_state, make_train_step
+
+
+def seconds(call, repeats: int = 5) -> float:
+    """Median time of a call after the first."""
+    jax.block_until_ready(call())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def make_batch(config, batch: int, length: int, windows: int) -> Batch:
+    """Half text, half audio of the assistant, and clips in the text."""
+    rng = np.random.default_rng(0)
+    vocab = config.vocab
+    tokens = np.zeros((batch, length, vocab.num_streams), np.int32)
+    tokens[..., 0] = rng.integers(vocab.text_start, vocab.codec_start, (batch, length))
+    half = length // 2
+    codes = rng.integers(1, vocab.stream_size, (batch, length - half, vocab.num_streams))
+    tokens[:, half:] = vocab.stream_pads + codes
+    index = np.full((batch, length), -1, np.int32)
+    index[:, 8 : 8 + min(half - 8, windows * 13)] = np.arange(min(half - 8, windows * 13))
+    mel = rng.standard_normal((batch, windows, WINDOW_FRAMES, NUM_MELS), np.float32)
+    return Batch(
+        tokens=tokens,
+        loss_mask=tokens > 0,
+        segment_ids=np.ones((batch, length), np.int32),
+        positions=np.tile(np.arange(length, dtype=np.int32), (batch, 1)),
+        mel=mel,
+        mel_frames=np.full((batch, windows), WINDOW_FRAMES, np.int32),
+        audio_index=index,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="mini")
+    for name, value in (("batch", 4), ("length", 512), ("windows", 12)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    args = parser.parse_args()
+    config = get_config(args.model)
+    model = Bagpiper(config, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(model, nnx.Param)
+    batch = jax.device_put(make_batch(config, args.batch, args.length, args.windows))
+    tokens = args.batch * args.length
+
+    def grad(f):
+        step = jax.jit(jax.grad(lambda p: f(nnx.merge(graph, p))))
+        return lambda: step(params)
+
+    x = jnp.ones((args.batch, args.length, config.decoder.hidden_size))
+    parts = {
+        "encoder": grad(lambda m: (m.encode_audio(batch.mel, batch.mel_frames) ** 2).sum()),
+        "decoder": grad(lambda m: (m.decode(x, batch.positions, batch.segment_ids)[0] ** 2).sum()),
+        "whole loss": grad(lambda m: m.loss(batch)[0]),
+    }
+    print(f"{args.model}: {tokens} tokens, {args.batch * args.windows} mel windows, fp32")
+    for name, call in parts.items():
+        print(f"{name:11} {seconds(call):.3f} s, forward and backward")
+    schedule = optax.constant_schedule(1e-3)
+    step = make_train_step(model, optax.adamw(schedule), schedule)
+    state = init_state(model, optax.adamw(schedule))
+    cost = step.lower(state, batch).compile().cost_analysis()["flops"]
+
+    def run():
+        nonlocal state
+        state, _ = step(state, batch)
+        return state.step
+
+    taken = seconds(run)
+    side = 2048
+    a = jnp.ones((side, side))
+    product = jax.jit(lambda a: a @ a)
+    peak = 2 * side**3 / seconds(lambda: product(a))
+    print(f"whole step  {taken:.3f} s, {tokens / taken:.0f} tokens/s")
+    print(
+        f"{cost / 1e9:.0f} GFLOP a step by XLA's count; a matmul of {side} reaches "
+        f"{peak / 1e9:.0f} GFLOP/s, so the step runs at {cost / taken / peak:.0%} of it"
+    )
+
+
+if __name__ == "__main__":
+    main()

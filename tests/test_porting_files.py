@@ -1,0 +1,169 @@
+"""Files of PyTorch: written and read tensor by tensor, and what is wrong with them told."""
+
+import json
+import os
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.modeling.config import get_config
+from bagpiper_jax.porting.espnet import abstract, from_espnet, to_espnet
+from bagpiper_jax.porting.parts import CODEC, TOWER, assemble
+from bagpiper_jax.porting.sources import LazyTensor, fold_norms, open_checkpoint
+from bagpiper_jax.porting.writers import Output, write_safetensors, write_torch
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    rng = np.random.default_rng(0)
+    return {
+        "a.weight": rng.standard_normal((30, 40)).astype(ml_dtypes.bfloat16),
+        "b": rng.standard_normal(7).astype(np.float32),
+        "c": rng.standard_normal((1, 5)).astype(ml_dtypes.bfloat16),
+    }
+
+
+def outputs(tensors):
+    return [Output(n, t.shape, t.dtype, lambda t=t: t) for n, t in tensors.items()]
+
+
+def same(path, tensors):
+    opened = open_checkpoint(str(path))
+    assert set(opened) == set(tensors)
+    for name, tensor in tensors.items():
+        assert opened[name].shape == tensor.shape and opened[name].dtype == tensor.dtype
+        np.testing.assert_array_equal(opened[name].read(), tensor)
+
+
+def test_safetensors_in_shards(tensors, tmp_path):
+    seen = []
+    write_safetensors(str(tmp_path), outputs(tensors), seen.append, shard_bytes=2000)
+    same(tmp_path, tensors)
+    assert sum(seen) == sum(t.nbytes for t in tensors.values())
+    names = sorted(os.listdir(tmp_path))
+    assert names == [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)] + [
+        "model.safetensors.index.json"
+    ]
+    # the library reads what is written, and what it writes is read
+    shards = [safetensors.numpy.load_file(str(tmp_path / name)) for name in names[:2]]
+    assert {n for shard in shards for n in shard} == set(tensors)
+    safetensors.numpy.save_file(tensors, str(tmp_path / "whole.safetensors"))
+    same(tmp_path / "whole.safetensors", tensors)
+
+
+def test_damaged_safetensors_are_told(tensors, tmp_path):
+    write_safetensors(str(tmp_path), outputs(tensors), shard_bytes=2000)
+    shard = tmp_path / "model-00001-of-00002.safetensors"
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-10])
+    with pytest.raises(UserError, match="is truncated: it has"):
+        open_checkpoint(str(tmp_path))
+    shard.write_bytes(b"\x00" * 50)
+    with pytest.raises(UserError, match="no safetensors file"):
+        open_checkpoint(str(tmp_path))
+    shard.unlink()
+    with pytest.raises(UserError, match="lacks the shards model-00001-of-00002.safetensors"):
+        open_checkpoint(str(tmp_path))
+    shard.write_bytes(data)
+    index = tmp_path / "model.safetensors.index.json"
+    values = json.loads(index.read_text())
+    values["weight_map"]["b"] = shard.name
+    index.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="b in model-00001"):
+        open_checkpoint(str(tmp_path))
+    index.write_text("{")
+    with pytest.raises(UserError, match="index.json is damaged"):
+        open_checkpoint(str(tmp_path))
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        open_checkpoint(str(tmp_path.parent))
+
+
+@pytest.mark.slow
+def test_torch_files(tensors, tmp_path):
+    import torch
+
+    path = str(tmp_path / "base.pt")
+    write_torch(path, outputs(tensors))
+    assert os.listdir(tmp_path) == ["base.pt"]
+    same(path, tensors)
+    loaded = torch.load(path, weights_only=True)["module"]
+    assert loaded["a.weight"].dtype == torch.bfloat16
+    np.testing.assert_array_equal(loaded["b"].numpy(), tensors["b"])
+    torch.save(loaded, path)  # a bare state dict
+    same(path, tensors)
+    folder = tmp_path / "step"  # DeepSpeed's
+    folder.mkdir()
+    torch.save({"module": loaded, "steps": 3}, folder / "mp_rank_00_model_states.pt")
+    same(folder, tensors)
+
+
+@pytest.mark.slow
+def test_damaged_and_dangerous_torch_files_are_told(tmp_path, capfd):
+    import torch
+
+    class Bomb:
+        def __reduce__(self):
+            return os.system, ("echo boom",)
+
+    path = tmp_path / "base.pt"
+    torch.save({"module": Bomb()}, path)
+    with pytest.raises(UserError, match="wants to run code"):
+        open_checkpoint(str(path))
+    assert "boom" not in capfd.readouterr().out
+    torch.save({"a": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(UserError, match="truncated"):
+        open_checkpoint(str(path))
+    torch.save({"a": torch.zeros(2), "epoch": 3}, path)
+    with pytest.raises(UserError, match="more than tensors: epoch"):
+        open_checkpoint(str(path))
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        open_checkpoint(str(tmp_path / "none.pt"))
+
+
+def lazy(array):
+    return LazyTensor(array.shape, array.dtype, lambda: array)
+
+
+def test_weight_norm_by_either_name_is_folded():
+    rng = np.random.default_rng(0)
+    g, v = rng.standard_normal((4, 1, 1)), rng.standard_normal((4, 3, 5))
+    g, v = g.astype(np.float32), v.astype(np.float32)
+    want = g * v / np.linalg.norm(v.reshape(4, -1), axis=1)[:, None, None]
+    name = "x.parametrizations.weight.original"
+    folded = fold_norms({f"{name}0": lazy(g), f"{name}1": lazy(v)}, ["x.weight"])
+    assert list(folded) == ["x.weight"]
+    np.testing.assert_allclose(folded["x.weight"].read(), want, rtol=1e-6)
+
+
+def test_a_new_model_from_parts():
+    config = get_config("tiny")
+    vocab, hidden = config.vocab, config.decoder.hidden_size
+    rng = np.random.default_rng(1)
+    whole = {
+        name: rng.standard_normal(shape.shape).astype(ml_dtypes.bfloat16)
+        for name, shape in to_espnet(*abstract(config, None)).items()
+    }
+    tower = {n.replace(TOWER, "thinker.audio_tower."): t for n, t in whole.items() if TOWER in n}
+    text = rng.standard_normal((vocab.text_size, hidden)).astype(ml_dtypes.bfloat16)
+    qwen3 = {n: t for n, t in whole.items() if n.startswith("model.")}
+    qwen3 |= {"model.embed_tokens.weight": text}
+    parts = [{n: lazy(t) for n, t in part.items()} for part in (qwen3, tower)]
+    parts[1]["thinker.model.norm.weight"] = lazy(text)  # another part of Qwen3-Omni
+    found = {n: t.read() for n, t in assemble(*parts, None, config).items()}
+    model, _ = from_espnet(found, config)
+    table, head = np.asarray(model.model.embed_tokens[...]), np.asarray(model.head)
+    span = slice(vocab.text_start, vocab.codec_start)
+    np.testing.assert_array_equal(table[span], text.astype(np.float32))
+    np.testing.assert_array_equal(head[span], table[span])  # of a tied model
+    new = np.concatenate([table[: span.start], table[span.stop : vocab.size]])
+    assert abs(new.std() - 0.02) < 0.002 and abs(new.mean()) < 0.002
+    assert not np.any(model.stream_emb[...])
+    assert {n for n in found if CODEC in n} == set()
+    with pytest.raises(UserError, match="no audio tower"):
+        assemble(parts[0], parts[0], None, config)
+    with pytest.raises(UserError, match="give a Qwen3 directory"):
+        assemble(parts[1], parts[1], None, config)
