@@ -63,7 +63,6 @@ def _parser() -> argparse.ArgumentParser:
     release.set_defaults(command=_release)
     release.add_argument("workdir", help="of the run")
     release.add_argument("out", help="directory to write")
-    release.add_argument("--results", help="directory of an evaluation, whose figures go along")
 
     evaluate = commands.add_parser("evaluate", help="measure a checkpoint on held-out scenes")
     evaluate.set_defaults(command=_evaluate)
@@ -80,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
         help="digit strings to render; half as many letter strings and phrases come on top",
     )
     evaluate.add_argument("--seed", type=int, default=1)
+    evaluate.add_argument(
+        "--keep", action="store_true", help="put the figures beside the weights, for the report"
+    )
     evaluate.add_argument(
         "--choose-sampling",
         action="store_true",
@@ -158,8 +160,6 @@ def _release(args) -> None:
     weights = load_weights(args.workdir, weight_shapes(assets.config))
     save_release(args.out, weights, assets)
     copy_notes(args.workdir, args.out, ("sampling.json", "sampling_trials.json", "metrics.jsonl"))
-    if args.results:
-        copy_notes(args.results, args.out, ("results.json",), required=True)
     size = sum(os.path.getsize(os.path.join(args.out, f)) for f in os.listdir(args.out))
     print(f"{args.out}: {size / 2**20:.1f} MB")
 
@@ -167,11 +167,11 @@ def _release(args) -> None:
 def _evaluate(args) -> None:
     try:
         from bagpiper_jax.evaluation.evaluate import evaluate
-        from bagpiper_jax.evaluation.figures import figures_of
+        from bagpiper_jax.evaluation.figures import RESULTS_FILE, figures_of
         from bagpiper_jax.evaluation.sampling_choice import choose_for
     except ImportError as e:
         raise UserError(f"evaluation needs: pip install 'bagpiper_jax[eval]' ({e})") from e
-    from bagpiper_jax.release import MINI
+    from bagpiper_jax.release import MINI, copy_notes
 
     checkpoint = args.checkpoint or MINI
     corpus = args.corpus or os.path.join(_CLONE, "data", "mini")
@@ -187,6 +187,8 @@ def _evaluate(args) -> None:
         renders=args.renders,
         seed=args.seed,
     )
+    if args.keep:
+        copy_notes(args.out, checkpoint, (RESULTS_FILE,))
     print("\n".join(figures_of(results)))
 
 

@@ -6,6 +6,7 @@ release, Orbax checkpoints in a run's workdir.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -153,18 +154,25 @@ def _save_tensors(path: str, tensors: dict[str, np.ndarray]) -> None:
     os.chmod(path, 0o644)  # the library makes files that only their owner reads
 
 
-def copy_notes(source: str, target: str, names: Sequence[str], *, required: bool = False) -> None:
-    """Copies what lies beside a model: chosen sampling, curve of the training, figures.
+def copy_notes(source: str, target: str, names: Sequence[str]) -> None:
+    """Copies what lies beside a model, where it is there: chosen sampling, curve, figures.
 
     Raises:
-      UserError: one is missing and `required`, or cannot be copied.
+      UserError: one cannot be copied.
     """
     for name in names:
         path = os.path.join(source, name)
         if os.path.exists(path):
             write_whole(os.path.join(target, name), lambda p, path=path: shutil.copyfile(path, p))
-        elif required:
-            raise UserError(f"there is no {path}")
+
+
+def weights_digest(directory: str) -> str:
+    """SHA-256 of a release's weights, which figures name; empty for a run's workdir."""
+    path = os.path.join(directory, WEIGHTS_FILE)
+    if not os.path.exists(path):
+        return ""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_config(path: str, config: BagpiperConfig) -> None:

@@ -30,6 +30,7 @@ def expanded(hidden, targets, mask, head, streams_emb, vocab: Vocabulary):
 
 
 def main() -> None:
+    """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name, value in (("rows", 2048), ("hidden", 256), ("text", 1024), ("codes", 1024)):
         parser.add_argument(f"--{name}", type=int, default=value)

@@ -57,6 +57,7 @@ def make_batch(config, batch: int, length: int, windows: int) -> Batch:
 
 
 def main() -> None:
+    """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="mini")
     for name, value in (("batch", 4), ("length", 512), ("windows", 12)):

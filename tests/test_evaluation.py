@@ -29,7 +29,8 @@ from bagpiper_jax.evaluation import (
 from bagpiper_jax.evaluation import text_metrics as metrics
 from bagpiper_jax.inference.sampling import AUDIO, TEXT, Sampling
 from bagpiper_jax.input_pipeline.scenes import Clip, Corpus, plan_scene, render_scene
-from bagpiper_jax.release import MINI
+from bagpiper_jax.input_pipeline.scenes.scene import SPELLED
+from bagpiper_jax.release import MINI, weights_digest
 
 SEED = 3
 SOUNDS = ("a gong", "rain", "a large dog", "howling wind", "a ship horn", "birdsong")
@@ -358,6 +359,27 @@ def test_a_missing_judge_names_the_extra(monkeypatch, module):
             asr.Whisper()
     with pytest.raises(UserError, match="extra `eval`"):
         asr.require()
+
+
+def test_figures_belong_to_the_weights_beside_them(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    results = {"date": "2026-11-24", "weights_sha256": weights_digest(str(tmp_path))}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    (evaluation,) = figures.committed(str(tmp_path))
+    assert evaluation.name == "full evaluation of 2026-11-24"
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(UserError, match="figures of other weights"):
+        figures.committed(str(tmp_path))
+
+
+def test_the_control_is_other_audio_of_the_same_sort(corpus):
+    scenes = [plan_scene(corpus, SEED, i, "test_a", "scene") for i in range(40)]
+    others = mini_probes._others(scenes)
+    sorts = [any(e.kind in SPELLED for e in scene.events) for scene in scenes]
+    assert all(i != j and sorts[i] == sorts[j] for i, j in enumerate(others))
+    assert 0 < sum(sorts) < 40 and len(set(others)) == 40
+    one = scenes[sorts.index(True)]
+    assert mini_probes._others([one, scenes[sorts.index(False)]]) == [1, 0]
 
 
 def test_damaged_results_are_told(tmp_path):

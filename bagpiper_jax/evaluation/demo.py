@@ -36,7 +36,7 @@ def run_demo(
     renders: int = 20,
     sweep: int = 0,
     prompts: int = 50,
-    seed: int = 1,
+    seed: int = 2,  # other scenes than those of the committed figures
 ) -> str:
     """Trains for a few minutes, evaluates `checkpoint`, writes `out/report.html`.
 

@@ -30,6 +30,7 @@ from bagpiper_jax.evaluation.sampling_choice import CFGS, sampling_source, scene
 from bagpiper_jax.files import make_directory, write_json, write_text
 from bagpiper_jax.inference.pipeline import Pipeline
 from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
+from bagpiper_jax.release import weights_digest
 
 ITEMS_FILE, AUDIO_DIR = "items.jsonl", "audio"
 UNSEEN_SPLIT = "test_b"
@@ -83,6 +84,7 @@ def evaluate(
     sampling = scene_sampling(pipe.sampling["text"], pipe.sampling["audio"])
     results: dict[str, Any] = {
         "checkpoint": os.path.basename(os.path.abspath(checkpoint)),
+        "weights_sha256": weights_digest(checkpoint),
         "date": datetime.date.today().isoformat(),
         "split": split,
         "seed": seed,

@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.release import weights_digest
 
 RESULTS_FILE = "results.json"
 
@@ -82,11 +83,15 @@ def committed(checkpoint: str) -> list[Evaluation]:
     try:
         with open(path, encoding="utf-8") as file:
             results = json.load(file)
-        return [Evaluation(f"full evaluation of {results['date']}", results)]
+        digest = results["weights_sha256"]
+        evaluation = Evaluation(f"full evaluation of {results['date']}", results)
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): run `bagpiper evaluate` again") from error
+    if digest != weights_digest(checkpoint):
+        raise UserError(f"{path} holds figures of other weights: run `bagpiper evaluate` again")
+    return [evaluation]
 
 
 def figures_of(results: dict[str, Any], name: str = "") -> list[str]:

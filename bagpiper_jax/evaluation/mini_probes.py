@@ -69,8 +69,8 @@ def understanding_probe(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Captions of held-out scenes, scored against the scenes.
 
-    The control scores each scene against the caption written for the next one, so for other audio:
-    what it gets right there, it guessed.
+    The control scores each scene against the caption written for another one, so for other audio:
+    what it gets right there, it guessed. A scene with a spelled string meets another with one.
 
     Args:
       generator: a pipeline.
@@ -108,13 +108,23 @@ def understanding_probe(
             **score_caption(scene, text, names),
             "control": {"of": other_scene.index, **score_caption(scene, other, names)},
         }
-        for scene, text, other_scene, other in zip(
-            scenes, written, [*scenes[1:], scenes[0]], [*written[1:], written[0]], strict=True
+        for scene, text, other_scene, other in (
+            (scenes[i], written[i], scenes[j], written[j]) for i, j in enumerate(_others(scenes))
         )
     ]
     figures = caption_figures(items, seed)
     figures["control"] = caption_figures([item["control"] for item in items], seed)
     return {"split": split, "profile": profile, "scenes": count, **figures}, items
+
+
+def _others(scenes: Sequence[Scene]) -> list[int]:
+    """For each scene, the next one with or without a spelled string like itself; never itself."""
+    spelled = [any(event.kind in SPELLED for event in scene.events) for scene in scenes]
+    count, out = len(scenes), []
+    for i in range(count):
+        order = [(i + step) % count for step in range(1, count)]
+        out.append(next((j for j in order if spelled[j] == spelled[i]), order[0]))
+    return out
 
 
 def score_caption(scene: Scene, text: str, names: Iterable[str]) -> dict[str, Any]:

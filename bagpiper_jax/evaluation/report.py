@@ -260,8 +260,9 @@ def _footnotes(evaluation: Evaluation) -> str:
         "the same as a digit or a letter's name count as it (“for”: four, “you”: U).",
         "F1 of events: sounds, music and kinds of voice that the caption names against those in "
         "the scene, all scenes together.",
-        "Control: each scene against the caption that the model wrote for the next scene. A model "
-        "that guesses without listening would do as well there.",
+        "Control: each scene against the caption that the model wrote for another scene, one with "
+        "a spelled string where it has one itself. A model that guesses without listening would do "
+        "as well there as with the scene's own audio.",
         f"Judges: {judges['whisper']}; {judges['visqol']}, 5 is a perfect copy.",
         f"Seed {evaluation.get('seed')}. Versions: "
         + ", ".join(f"{name} {version}" for name, version in evaluation.get("versions").items())
