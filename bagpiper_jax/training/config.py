@@ -99,7 +99,7 @@ def load_config(argv: Sequence[str]) -> RunConfig:
     except OSError as e:
         raise UserError(f"there is no config file that can be read: {' '.join(argv[1:3])}") from e
     except Exception as e:  # the file is a program, which can fail in any way
-        raise UserError(f"the config does not load: {_first_line(e)}") from e
+        raise UserError(f"the config does not load: {_one_line(e)}") from e
     if config is None:
         raise UserError("name a config: --config experiments/mini.py")
     return from_config_dict(config)
@@ -213,5 +213,7 @@ def _flat(values: dict, prefix: str = "") -> dict:
     return out
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _one_line(error: Exception) -> str:
+    """The first line, or the last one of a traceback that was made text."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return lines[-1 if any("Traceback" in line for line in lines) else 0]
