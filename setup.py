@@ -46,7 +46,7 @@ EXTRAS = {
         "visqol-python>=3.8,<4",
         MATPLOTLIB,
     ],
-    "convert": ["torch==2.13.0", "transformers>=5.23,<6", TOKENIZERS],
+    "convert": ["torch==2.13.0", "transformers>=5.23,<6", "tqdm>=4.66,<5", TOKENIZERS],
     "serve": ["fastapi>=0.115,<1", "uvicorn>=0.30,<1"],
     "notebook": ["jupyter>=1.1,<2", MATPLOTLIB],
     "dev": [

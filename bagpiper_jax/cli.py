@@ -64,6 +64,17 @@ def _parser() -> argparse.ArgumentParser:
     release.add_argument("workdir", help="of the run")
     release.add_argument("out", help="directory to write")
 
+    convert = commands.add_parser("convert", help="weights to and from PyTorch")
+    convert.set_defaults(command=_convert)
+    convert.add_argument("source", help="ESPnet or DeepSpeed .pt, or a directory of safetensors")
+    convert.add_argument("target", help="file (espnet) or directory (safetensors) to write")
+    convert.add_argument("--to", required=True, choices=("espnet", "safetensors"))
+    convert.add_argument("--config", default="bagpiper_8b", help="preset that the source fits")
+    convert.add_argument("--tower", help="Qwen3-Omni directory: SOURCE is Qwen3, the model is new")
+    convert.add_argument("--codec", help="X-codec directory, for a new model")
+    convert.add_argument("--dry-run", action="store_true", help="say what would be written")
+    convert.add_argument("--verify", action="store_true", help="read back, compare every bit")
+
     evaluate = commands.add_parser("evaluate", help="measure a checkpoint on held-out scenes")
     evaluate.set_defaults(command=_evaluate)
     evaluate.add_argument("--checkpoint", help="release or workdir (default: embedded mini model)")
@@ -162,6 +173,22 @@ def _release(args) -> None:
     copy_notes(args.workdir, args.out, ("sampling.json", "sampling_trials.json", "metrics.jsonl"))
     size = sum(os.path.getsize(os.path.join(args.out, f)) for f in os.listdir(args.out))
     print(f"{args.out}: {size / 2**20:.1f} MB")
+
+
+def _convert(args) -> None:
+    from bagpiper_jax.porting.convert import convert
+
+    lines = convert(
+        args.source,
+        args.target,
+        args.to,
+        config=args.config,
+        tower=args.tower,
+        codec=args.codec,
+        dry_run=args.dry_run,
+        verify=args.verify,
+    )
+    print("\n".join(lines))
 
 
 def _evaluate(args) -> None:

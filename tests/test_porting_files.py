@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from bagpiper_jax.cli import main
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.modeling.config import get_config
+from bagpiper_jax.porting.convert import compare
 from bagpiper_jax.porting.espnet import abstract, from_espnet, to_espnet
 from bagpiper_jax.porting.parts import CODEC, TOWER, assemble
 from bagpiper_jax.porting.sources import LazyTensor, fold_norms, open_checkpoint
@@ -167,3 +169,48 @@ def test_a_new_model_from_parts():
         assemble(parts[0], parts[0], None, config)
     with pytest.raises(UserError, match="give a Qwen3 directory"):
         assemble(parts[1], parts[1], None, config)
+
+
+def test_convert_writes_what_it_read(tmp_path, capsys):
+    config = get_config("tiny")
+    rng = np.random.default_rng(2)
+    whole = {
+        name: rng.standard_normal(shape.shape).astype(shape.dtype)
+        for name, shape in to_espnet(*abstract(config, None)).items()
+    }
+    whole["vocab_weight"] = config.vocab.token_weights()
+    source, target = tmp_path / "source", str(tmp_path / "target")
+    write_safetensors(str(source), outputs(whole))
+    argv = ["convert", str(source), target, "--to", "safetensors", "--config", "tiny"]
+    assert main([*argv, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "stream_emb.weight  [4, 32]  bfloat16" in lines and not os.path.exists(target)
+    assert main([*argv, "--verify"]) == 0
+    assert "every bit as in" in capsys.readouterr().out
+    whole.pop("vocab_weight")  # the served form has none
+    same(target, whole)
+    with open(os.path.join(target, "config.json"), encoding="utf-8") as file:
+        assert json.load(file)["model_type"] == "bagpiper"
+
+
+def test_convert_tells_what_does_not_fit(tensors, tmp_path, capsys):
+    write_safetensors(str(tmp_path / "a"), outputs(tensors))
+    argv = ["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--to", "safetensors"]
+    assert main([*argv, "--config", "tiny"]) == 2
+    error = capsys.readouterr().err
+    assert "a.weight is unexpected" in error and "lm_head.weight is missing" in error
+    assert error.count("\n") == 1 and not os.path.exists(tmp_path / "b")
+    qwen3 = {"model.embed_tokens.weight": tensors["c"]}
+    write_safetensors(str(tmp_path / "c"), outputs(qwen3))
+    argv[1] = str(tmp_path / "c")
+    assert main(argv) == 2
+    assert "a language model without audio: give --tower" in capsys.readouterr().err
+
+
+def test_verify_finds_one_wrong_bit(tensors, tmp_path):
+    write_safetensors(str(tmp_path), outputs(tensors))
+    compare(str(tmp_path), outputs(tensors))
+    other = {n: t.copy() for n, t in tensors.items()}
+    other["b"].view(np.uint8)[3] ^= 1
+    with pytest.raises(UserError, match="differs in 1 tensors: b"):
+        compare(str(tmp_path), outputs(other))

@@ -42,7 +42,7 @@ def to_espnet(
       name → array, or name → `jax.ShapeDtypeStruct`.
     """
     vocab = model.config.vocab
-    state = _state(model, codec)
+    state = states(model, codec)
     table = table_of(BAGPIPER, state, vocab.size)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in _leaves(state)):
         shapes = {e.source: jax.ShapeDtypeStruct(e.shape, dtype or jnp.float32) for e in table}
@@ -74,7 +74,7 @@ def from_espnet(
       UserError: tensors are missing, unexpected, or of another shape or type; all are named.
     """
     model, codec_model = abstract(config, codec)
-    state = _state(model, codec_model)
+    state = states(model, codec_model)
     table = table_of(BAGPIPER, state, config.vocab.size)
     check("the checkpoint", table, tensors, ignored=(VOCAB_WEIGHT,))
     check_vocab_weight(tensors, config)
@@ -113,7 +113,7 @@ def update(model: Bagpiper, codec: XCodecModel | None, arrays: Mapping[str, Any]
             nnx.update(module, nnx.from_flat_state(new))
 
 
-def _state(model: Bagpiper, codec: XCodecModel | None) -> Any:
+def states(model: Bagpiper, codec: XCodecModel | None) -> Any:
     """One flat view of both, the codec under "codec."."""
     state = paths(nnx.state(model))
     if codec is not None:
