@@ -187,10 +187,10 @@ class Generator:
             index = choose(logits, key, temperature, top_k)
             first = index[:, 0]
             stops = (frames < 0) & ((first == 0) | (first >= size))
-            done = (frames >= 0) & (first >= size)
+            frames = jnp.where(stops, step, frames)
+            done = (first >= size) & (frames >= 0) & (step >= frames + streams - 1)
             end = jnp.where(done, ends[jnp.clip(first - size, 0, 1)], -1)
-            row = vocab.stream_pads + jnp.where(index < size, index, 0)
-            return row, end, jnp.where(stops, step, frames)
+            return vocab.stream_pads + jnp.where(index < size, index, 0), end, frames
 
         def feed(row, cache, position):
             """One more row into the cache; hidden states [B or 2B, D]."""

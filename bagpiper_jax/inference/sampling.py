@@ -89,7 +89,8 @@ def delay_mask(step, frames, streams: int, min_rows, max_rows: int) -> jax.Array
     first = jnp.arange(streams) == 0
     open_ = first & ~settled  # stream 0 decides
     last = open_ & (step >= max_rows - streams + 1)
-    pad = jnp.where(open_, (step >= min_rows - streams + 1) | last, ~inside & ~complete)
+    may_stop = (streams > 1) & (step >= min_rows - streams + 1)  # one stream has no pads
+    pad = jnp.where(open_, may_stop | last, ~inside & ~complete)
     code = inside & ~last
     end = first & (complete | (open_ & ~last & (step >= min_rows)))
     # past the end nothing is read from the other streams, but each needs something to choose

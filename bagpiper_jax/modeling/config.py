@@ -146,6 +146,7 @@ def _tiny() -> BagpiperConfig:
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=8,
+            max_position_embeddings=2048,
             rope_theta=10_000.0,
         ),
         encoder=AudioEncoderConfig(
