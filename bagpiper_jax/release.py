@@ -27,6 +27,7 @@ from bagpiper_jax.modeling.config import BagpiperConfig, from_dict, to_dict
 from bagpiper_jax.modeling.mel_codec import MelCodec
 from bagpiper_jax.store import restore_weights
 from bagpiper_jax.tokenizer import SentencePieceTokenizer
+from bagpiper_jax.trees import dotted, path_name
 
 MODEL_FILE, TOKENIZER_FILE, CODEC_FILE = "model.json", "tokenizer.model", "codec.npz"
 WEIGHTS_FILE = "model.safetensors"
@@ -84,7 +85,7 @@ def load_model(directory: str) -> tuple[Bagpiper, Assets]:
       UserError: see `load_assets` and `load_weights`.
     """
     assets = load_assets(directory)
-    model = _abstract_model(assets.config)
+    model = Bagpiper.abstract(assets.config)
     state = nnx.state(model, nnx.Param)
     nnx.replace_by_pure_dict(state, load_weights(directory, nnx.to_pure_dict(state)))
     nnx.update(model, state)
@@ -93,11 +94,7 @@ def load_model(directory: str) -> tuple[Bagpiper, Assets]:
 
 def weight_shapes(config: BagpiperConfig) -> Any:
     """Shapes of a model's weights as a nested dict; no memory is taken."""
-    return nnx.to_pure_dict(nnx.state(_abstract_model(config), nnx.Param))
-
-
-def _abstract_model(config: BagpiperConfig) -> Bagpiper:
-    return nnx.eval_shape(lambda: Bagpiper(config, rngs=nnx.Rngs(0)))
+    return nnx.to_pure_dict(nnx.state(Bagpiper.abstract(config), nnx.Param))
 
 
 def load_weights(directory: str, params: Any) -> Any:
@@ -117,7 +114,7 @@ def load_weights(directory: str, params: Any) -> Any:
         tensors = safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError) as e:
         raise UserError(f"{path} is damaged or truncated: copy it again ({e})") from e
-    wanted = _flatten(params)
+    wanted = dotted(params)
     problems = [f"{name} is missing" for name in wanted if name not in tensors]
     problems += [f"{name} is unexpected" for name in tensors if name not in wanted]
     problems += [
@@ -128,14 +125,14 @@ def load_weights(directory: str, params: Any) -> Any:
     if problems:
         raise UserError(f"{path} does not fit the model: {'; '.join(sorted(problems))}")
     return jax.tree_util.tree_map_with_path(
-        lambda keys, _: jnp.asarray(tensors[_name(keys)], jnp.float32), params
+        lambda keys, _: jnp.asarray(tensors[path_name(keys)], jnp.float32), params
     )
 
 
 def save_release(directory: str, params: Any, assets: Assets, dtype=jnp.bfloat16) -> None:
     """Writes a model directory with weights in `dtype`; files appear only when they are whole."""
     make_directory(directory)
-    tensors = {k: np.asarray(jnp.asarray(v, dtype)) for k, v in _flatten(params).items()}
+    tensors = {k: np.asarray(jnp.asarray(v, dtype)) for k, v in dotted(params).items()}
     writers = {
         WEIGHTS_FILE: lambda p: _save_tensors(p, tensors),
         TOKENIZER_FILE: assets.tokenizer.save,
@@ -179,11 +176,3 @@ def write_config(path: str, config: BagpiperConfig) -> None:
     """Writes `model.json`."""
     with open(path, "w", encoding="utf-8") as f:
         json.dump(to_dict(config), f, indent=2)
-
-
-def _name(keys) -> str:
-    return ".".join(str(key.key) for key in keys)
-
-
-def _flatten(params: Any) -> dict[str, Any]:
-    return {_name(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}

@@ -27,7 +27,7 @@ WINDOW = 64  # rows that are planned together
 
 
 class LoudnessCodec:
-    """Eight times the loudness of a frame: the least that satisfies the protocol."""
+    """Eight times the loudness of a frame: the half of a codec that the pipeline uses."""
 
     sample_rate, hop, frame_rate, codebook_sizes = 16_000, 320, 50.0, (256,) * 8
 
@@ -35,9 +35,6 @@ class LoudnessCodec:
         frames = np.pad(wav, (0, -len(wav) % 320)).reshape(-1, 320)
         loudness = np.minimum(255 * np.abs(frames).max(1), 255).astype(np.int32)
         return np.repeat(loudness[:, None], 8, axis=1)
-
-    def decode(self, codes):
-        raise NotImplementedError
 
 
 @pytest.fixture(scope="module")

@@ -9,32 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_xcodec import CONFIG as CODEC
 
 import bagpiper_jax as bp
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.config import get_config
-from bagpiper_jax.modeling.hubert import HubertConfig
 from bagpiper_jax.modeling.xcodec_model import XCodecConfig, XCodecModel
 from bagpiper_jax.porting.espnet import abstract
 
 LIST = os.path.join(os.path.dirname(__file__), "data", "bagpiper_8b_tensors.json")
-CODEC = XCodecConfig(
-    encoder_hidden_size=2,
-    decoder_hidden_size=32,
-    acoustic_hidden_size=8,
-    codebook_size=16,
-    num_quantizers=3,
-    semantic=HubertConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        conv_dim=(8,) * 7,
-        num_conv_pos_embeddings=6,
-        num_conv_pos_embedding_groups=2,
-    ),
-)
 
 
 def test_the_8b_model_has_the_tensors_of_the_published_checkpoint():

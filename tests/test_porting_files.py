@@ -13,9 +13,10 @@ from bagpiper_jax.errors import UserError
 from bagpiper_jax.modeling.config import get_config
 from bagpiper_jax.porting.convert import compare
 from bagpiper_jax.porting.espnet import abstract, from_espnet, to_espnet
-from bagpiper_jax.porting.parts import CODEC, TOWER, assemble
+from bagpiper_jax.porting.parts import assemble
+from bagpiper_jax.porting.rows import CODEC, TOWER
 from bagpiper_jax.porting.sources import LazyTensor, fold_norms, open_checkpoint
-from bagpiper_jax.porting.writers import Output, write_safetensors, write_torch
+from bagpiper_jax.porting.writers import write_safetensors, write_torch
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,12 @@ def tensors():
     }
 
 
+def lazy(array):
+    return LazyTensor(array.shape, array.dtype, lambda: array)
+
+
 def outputs(tensors):
-    return [Output(n, t.shape, t.dtype, lambda t=t: t) for n, t in tensors.items()]
+    return {name: lazy(tensor) for name, tensor in tensors.items()}
 
 
 def same(path, tensors):
@@ -124,10 +129,6 @@ def test_damaged_and_dangerous_torch_files_are_told(tmp_path, capfd):
         open_checkpoint(str(path))
     with pytest.raises(UserError, match="there is no checkpoint"):
         open_checkpoint(str(tmp_path / "none.pt"))
-
-
-def lazy(array):
-    return LazyTensor(array.shape, array.dtype, lambda: array)
 
 
 def test_weight_norm_by_either_name_is_folded():

@@ -10,16 +10,12 @@ from flax import nnx
 from bagpiper_jax.log_mel import TOKENS_PER_WINDOW, WINDOW_FRAMES, num_tokens
 from bagpiper_jax.modeling import layers as layers_lib
 from bagpiper_jax.modeling.config import AudioEncoderConfig
+from bagpiper_jax.modeling.layers import gelu
 from bagpiper_jax.ops.attention import attention, segment_mask
 
 # Where the tower is trained from scratch, what it hears must not drown in its positions, nor in the
 # first layers of the decoder: scales are kept through GELU (gain 2), not shrunk layer by layer.
 _INIT = nnx.initializers.he_normal()
-
-
-def gelu(x):
-    """The exact GELU (erf), which the original uses."""
-    return jax.nn.gelu(x, approximate=False)
 
 
 def sinusoids(length: int, channels: int) -> np.ndarray:

@@ -46,6 +46,11 @@ class Bagpiper(nnx.Module):
         )
         self.adaptor = nnx.Linear(config.encoder.output_dim, hidden, dtype=dtype, rngs=rngs)
 
+    @classmethod
+    def abstract(cls, config: BagpiperConfig) -> Bagpiper:
+        """The model with shapes for weights; no memory is taken."""
+        return nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0)))
+
     @property
     def head(self) -> jax.Array:
         """Rows of the output layer, [V', D]; the embedding table itself where the two are tied."""

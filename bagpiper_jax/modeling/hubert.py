@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bagpiper_jax.modeling import layers as layers_lib
+from bagpiper_jax.modeling.layers import gelu
 from bagpiper_jax.ops.attention import attention
 
 
@@ -31,11 +32,6 @@ class HubertConfig:
     layer_norm_eps: float = 1e-5
 
 
-def gelu(x):
-    """The exact GELU (erf)."""
-    return jax.nn.gelu(x, approximate=False)
-
-
 def conv_length(length, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1):
     """Length after a convolution, as PyTorch rounds it; ints or arrays."""
     return (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
@@ -46,8 +42,8 @@ def keep(x: jax.Array, lengths: jax.Array) -> jax.Array:
     return jnp.where((jnp.arange(x.shape[1]) < lengths[:, None])[..., None], x, 0)
 
 
-class GroupedNorm(nnx.Module):
-    """Normalises each channel over the time of a clip (group norm of one channel a group)."""
+class InstanceNorm(nnx.Module):
+    """Normalises each channel over the time of a clip: a group norm of one channel a group."""
 
     def __init__(self, size: int):
         self.scale = nnx.Param(jnp.ones(size))
@@ -68,7 +64,7 @@ class ConvLayer(nnx.Module):
         self.conv = nnx.Conv(
             inputs, outputs, (kernel,), strides=stride, padding="VALID", use_bias=False, rngs=rngs
         )
-        self.layer_norm = GroupedNorm(outputs) if norm else None
+        self.layer_norm = InstanceNorm(outputs) if norm else None
 
     def __call__(self, x, lengths):
         x = self.conv(x)

@@ -1,4 +1,4 @@
-"""Stacked layers: one set of parameters with a leading layer axis, applied by a scan."""
+"""What several models share: stacked layers under a scan, flat matmuls, an activation."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], num: int, rngs: nnx.Rngs) -> n
 def flat(x: jax.Array) -> jax.Array:
     """[B, T, D] → [B · T, D]: gradients of two-dimensional matmuls are twice as fast on CPU."""
     return x.reshape(-1, x.shape[-1])
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU (erf), which the originals of the encoders use."""
+    return jax.nn.gelu(x, approximate=False)
 
 
 def scan(layers: nnx.Module, carry, apply: Callable, xs=None, *, unroll: int = 1):

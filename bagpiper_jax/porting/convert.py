@@ -19,12 +19,12 @@ from bagpiper_jax.porting.espnet import (
     check_vocab_weight,
     states,
 )
-from bagpiper_jax.porting.parts import CODEC, assemble
-from bagpiper_jax.porting.rows import BAGPIPER, XCODEC
+from bagpiper_jax.porting.parts import assemble
+from bagpiper_jax.porting.rows import BAGPIPER, CODEC, XCODEC
 from bagpiper_jax.porting.sources import LazyTensor, fold_norms, open_checkpoint
 from bagpiper_jax.porting.state import check, table_of
 from bagpiper_jax.porting.table import Entry
-from bagpiper_jax.porting.writers import Output, write_safetensors, write_torch
+from bagpiper_jax.porting.writers import write_safetensors, write_torch
 
 TARGETS = ("espnet", "safetensors")
 
@@ -74,9 +74,9 @@ def convert(
         )
     table, tensors = fit(source, tensors, shapes)
     outputs = outputs_of(table, tensors, shapes, vocab_weight=to == "espnet")
-    size = sum(output.num_bytes for output in outputs)
+    size = sum(output.num_bytes for output in outputs.values())
     if dry_run:
-        lines = [f"{o.name}  {list(o.shape)}  {np.dtype(o.dtype).name}" for o in outputs]
+        lines = [f"{n}  {list(t.shape)}  {np.dtype(t.dtype).name}" for n, t in outputs.items()]
         return [*lines, f"{len(outputs)} tensors, {size / 1e9:.2f} GB"]
     with tqdm(total=size, unit="B", unit_scale=True, desc=f"write {to}") as bar:
         if to == "espnet":
@@ -110,34 +110,30 @@ def outputs_of(
     config: BagpiperConfig,
     *,
     vocab_weight: bool,
-) -> list[Output]:
+) -> dict[str, LazyTensor]:
     """What to write, in the order of the table."""
-    outputs = [
-        Output(e.source, e.shape, tensors[e.source].dtype, tensors[e.source].read)
-        for e in table
-        if e.source in tensors
-    ]
+    outputs = {e.source: tensors[e.source] for e in table if e.source in tensors}
     if vocab_weight:
         weights = config.vocab.token_weights()
-        outputs.append(Output(VOCAB_WEIGHT, weights.shape, weights.dtype, lambda: weights))
+        outputs[VOCAB_WEIGHT] = LazyTensor(weights.shape, weights.dtype, lambda: weights)
     return outputs
 
 
-def compare(target: str, outputs: Sequence[Output]) -> None:
+def compare(target: str, outputs: Mapping[str, LazyTensor]) -> None:
     """Reads a checkpoint back and compares every tensor bit by bit.
 
     Raises:
       UserError: something differs; all of it is named.
     """
     written, wrong = open_checkpoint(target), []
-    size = sum(output.num_bytes for output in outputs)
+    size = sum(output.num_bytes for output in outputs.values())
     with tqdm(total=size, unit="B", unit_scale=True, desc="verify") as bar:
-        for output in outputs:
-            tensor = written.pop(output.name, None)
+        for name, output in outputs.items():
+            tensor = written.pop(name, None)
             if tensor is None or tensor.shape != output.shape or tensor.dtype != output.dtype:
-                wrong.append(output.name)
+                wrong.append(name)
             elif not _same_bits(tensor.read(), output.read()):
-                wrong.append(output.name)
+                wrong.append(name)
             bar.update(output.num_bytes)
     wrong += sorted(written)
     if wrong:
@@ -155,7 +151,10 @@ def _open_codec(path: str) -> dict[str, LazyTensor]:
 
 
 def served_config(config: BagpiperConfig) -> dict:
-    """`config.json` of a served model: the parts' shapes under their names in transformers."""
+    """`config.json` of a served model: the parts' shapes under their names in transformers.
+
+    Of the vLLM fork's own file only `model_type` is known; the rest is a proposal.
+    """
     decoder, encoder = (dict(to_dict(config)[part]) for part in ("decoder", "encoder"))
     rope = {"rope_type": "default", "rope_theta": decoder.pop("rope_theta")}
     return {

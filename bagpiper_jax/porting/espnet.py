@@ -15,14 +15,15 @@ from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.config import BagpiperConfig
 from bagpiper_jax.modeling.xcodec_model import XCodecConfig, XCodecModel
 from bagpiper_jax.porting.rows import BAGPIPER
-from bagpiper_jax.porting.state import check, fill, paths, table_of, tensors_of
+from bagpiper_jax.porting.state import check, fill, table_of, tensors_of
+from bagpiper_jax.trees import dotted
 
 VOCAB_WEIGHT = "vocab_weight"  # a buffer: the weight of each id in the loss
 
 
 def abstract(config: BagpiperConfig, codec: XCodecConfig | None) -> tuple[Any, Any]:
     """Model and codec without memory; the codec is None where there is none."""
-    model = nnx.eval_shape(lambda: Bagpiper(config, rngs=nnx.Rngs(0)))
+    model = Bagpiper.abstract(config)
     if codec is None:
         return model, None
     return model, nnx.eval_shape(lambda: XCodecModel(codec, rngs=nnx.Rngs(0)))
@@ -47,7 +48,7 @@ def to_espnet(
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in _leaves(state)):
         shapes = {e.source: jax.ShapeDtypeStruct(e.shape, dtype or jnp.float32) for e in table}
         return shapes | {VOCAB_WEIGHT: jax.ShapeDtypeStruct((vocab.size,), jnp.float32)}
-    arrays = {path: leaf[...] for path, leaf in paths(state).items()}
+    arrays = {path: leaf[...] for path, leaf in dotted(state).items()}
     tensors = dict(tensors_of(table, arrays, dtype))
     return tensors | {VOCAB_WEIGHT: vocab.token_weights()}
 
@@ -115,9 +116,9 @@ def update(model: Bagpiper, codec: XCodecModel | None, arrays: Mapping[str, Any]
 
 def states(model: Bagpiper, codec: XCodecModel | None) -> Any:
     """One flat view of both, the codec under "codec."."""
-    state = paths(nnx.state(model))
+    state = dotted(nnx.state(model))
     if codec is not None:
-        state |= {f"codec.{path}": leaf for path, leaf in paths(nnx.state(codec)).items()}
+        state |= {f"codec.{path}": leaf for path, leaf in dotted(nnx.state(codec)).items()}
     return state
 
 

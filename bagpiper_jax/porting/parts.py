@@ -12,10 +12,9 @@ import numpy as np
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.modeling.config import BagpiperConfig
+from bagpiper_jax.porting.rows import CODEC, TOWER
 from bagpiper_jax.porting.sources import LazyTensor
 
-TOWER = "multimodal_io_dict.continuous_audio.model.audio_tower."
-CODEC = "multimodal_io_dict.discrete_audio.codec_model."
 _TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 # where a tower lies in the checkpoints of Qwen3-Omni and of its encoder alone
 _TOWER_PREFIXES = ("thinker.audio_tower.", "audio_tower.", "")

@@ -133,14 +133,16 @@ XCODEC = (
     *prefixed(_HUBERT, "semantic_model.", "semantic_model."),
 )
 
+# where the parts lie in a Bagpiper checkpoint
+TOWER = "multimodal_io_dict.continuous_audio.model.audio_tower."
+CODEC = "multimodal_io_dict.discrete_audio.codec_model."
+
 # the whole of a Bagpiper checkpoint, the codec's weights under "codec."
 BAGPIPER = (
     *QWEN3,
     Row("stream_emb.weight", "stream_emb"),
     Row("adaptor.continuous_audio.weight", "adaptor.kernel", LINEAR),
     Row("adaptor.continuous_audio.bias", "adaptor.bias"),
-    *prefixed(
-        AUDIO_TOWER, "multimodal_io_dict.continuous_audio.model.audio_tower.", "audio_tower."
-    ),
-    *prefixed(XCODEC, "multimodal_io_dict.discrete_audio.codec_model.", "codec."),
+    *prefixed(AUDIO_TOWER, TOWER, "audio_tower."),
+    *prefixed(XCODEC, CODEC, "codec."),
 )

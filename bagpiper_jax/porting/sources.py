@@ -36,11 +36,16 @@ _NORM_NAMES = {
 
 
 class LazyTensor(NamedTuple):
-    """A tensor of a file: shape, dtype, and how to read it (a view of mapped memory)."""
+    """A tensor that is read, or made, when asked for; of a file, it is a view of mapped memory."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the data."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 def open_checkpoint(path: str) -> dict[str, LazyTensor]:

@@ -5,29 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import ml_dtypes
 import numpy as np
-from flax import nnx
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.porting.table import Entry, Row, entries
+from bagpiper_jax.trees import dotted
 
 # tensors of these types are read; anything else is a mistake somewhere before
 FLOATS = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32))
 
 
-def paths(tree: Any) -> dict[str, Any]:
-    """Dotted path → leaf of an NNX state or of nested dicts."""
-    if isinstance(tree, nnx.State):
-        return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(tree)}
-    flat = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
-    return {".".join(str(key.key) for key in path): leaf for path, leaf in flat}
-
-
 def table_of(rows: Sequence[Row], tree: Any, vocab_size: int = 0) -> list[Entry]:
     """The tensors that belong to a tree of parameters, abstract or not."""
-    shapes = {path: tuple(leaf.shape) for path, leaf in paths(tree).items()}
+    shapes = {path: tuple(leaf.shape) for path, leaf in dotted(tree).items()}
     return entries(rows, shapes, vocab_size)
 
 
@@ -88,7 +79,7 @@ def fill(
         by_target.setdefault(entry.target, []).append(entry)
     return {
         path: place(path, tuple(leaf.shape), _cutter(by_target[path], read, tuple(leaf.shape)))
-        for path, leaf in paths(tree).items()
+        for path, leaf in dotted(tree).items()
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -116,14 +116,3 @@ def entries(rows: Iterable[Row], shapes: Mapping[str, Shape], vocab_size: int = 
 
 def _pattern(target: str) -> re.Pattern:
     return re.compile(re.escape(target).replace(r"\*", r"([^.]*)"))
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dict → dotted path → leaf."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -3,32 +3,16 @@
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_xcodec import CONFIG, SEMANTIC
 
-from bagpiper_jax.modeling.hubert import HubertConfig
-from bagpiper_jax.modeling.xcodec_model import XCodecConfig, XCodecModel
+from bagpiper_jax.modeling.xcodec_model import XCodecModel
 from bagpiper_jax.porting.espnet import update
 from bagpiper_jax.porting.rows import XCODEC
-from bagpiper_jax.porting.state import check, fill, paths, table_of, tensors_of
+from bagpiper_jax.porting.state import check, fill, table_of, tensors_of
+from bagpiper_jax.trees import dotted
 
 pytestmark = pytest.mark.slow
 
-SEMANTIC = dict(
-    hidden_size=32,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    intermediate_size=64,
-    conv_dim=(16,) * 7,
-    num_conv_pos_embeddings=16,
-    num_conv_pos_embedding_groups=4,
-)
-CONFIG = XCodecConfig(
-    encoder_hidden_size=4,
-    decoder_hidden_size=64,
-    acoustic_hidden_size=16,
-    codebook_size=64,
-    num_quantizers=8,
-    semantic=HubertConfig(**SEMANTIC),
-)
 # bandwidths for 1, 2, 4 and 8 books of 6 bits at 50 frames a second
 BANDWIDTHS = {1: 0.3, 2: 0.6, 4: 1.2, 8: 2.4}
 LENGTHS = (80, 320, 3_200, 5_555, 16_000, 16_001, 16_080, 16_100, 16_311, 16_312, 16_319)
@@ -125,7 +109,7 @@ def test_codes_and_waveforms_do_not_depend_on_company(pair):
 def test_export_is_exact(pair):
     _, model, tensors = pair
     state = nnx.state(model)
-    arrays = {path: leaf[...] for path, leaf in paths(state).items()}
+    arrays = {path: leaf[...] for path, leaf in dotted(state).items()}
     exported = dict(tensors_of(table_of(XCODEC, state), arrays))
     assert set(exported) == set(tensors)
     for name, value in tensors.items():

@@ -1,0 +1,21 @@
+"""Names of the leaves of parameter trees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+
+def path_name(keys) -> str:
+    """Dotted name of a key path as `jax.tree_util` gives it for nested dicts."""
+    return ".".join(str(key.key) for key in keys)
+
+
+def dotted(tree: Any) -> dict[str, Any]:
+    """Dotted path → leaf of an NNX state (its variables) or of nested dicts."""
+    if isinstance(tree, nnx.State):
+        return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(tree)}
+    flat = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return {path_name(keys): leaf for keys, leaf in flat}
