@@ -297,6 +297,22 @@ def test_terse_profile_says_the_words_and_nothing_else(corpus):
     assert {s.events[0].voice for s in scenes} == set(corpus.voices["train"])
 
 
+def test_list_profile_names_what_is_heard_in_order(corpus):
+    scenes = [plan_scene(corpus, 7, i, "train", "list") for i in range(300)]
+    for scene in scenes:
+        names = [e.label or f'"{e.text}"' for e in scene.events]
+        assert scene.caption == ", ".join(names + ([scene.bed.label] if scene.bed else []))
+        found = parse_caption(scene.caption, corpus.event_labels)
+        assert found.quotes == [e.text for e in scene.events if e.voice]
+        assert all(splits.string_home(e.text) == "train" for e in scene.events if e.kind in SPELLED)
+    kinds = {e.kind for s in scenes for e in s.events}
+    assert kinds == {*SPELLED, "phrase", "sound"}
+    assert {len(s.events) for s in scenes} == {1, 2}
+    assert {s.room for s in scenes} == set(captions.ROOMS)
+    assert {s.noise for s in scenes} == set(captions.NOISES)
+    assert any(s.bed for s in scenes) and not all(s.bed for s in scenes)
+
+
 def test_audio_is_what_the_plan_says(corpus, plans):
     def level(wav):
         return float(np.sqrt(np.mean(np.square(wav)))) if len(wav) else 0.0

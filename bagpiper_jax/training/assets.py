@@ -22,9 +22,9 @@ from bagpiper_jax.release import (
 from bagpiper_jax.tokenizer import SentencePieceTokenizer
 from bagpiper_jax.training.config import RunConfig
 
-# enough to cover every clip of the corpus many times, and a minute of two cores
+# enough to cover every clip of the corpus many times, and two minutes of two cores in all
 _TOKENIZER_CAPTIONS = 20_000
-_CODEC_SCENES = 500
+_CODEC_SCENES = 2_000
 
 
 def prepare_assets(run: RunConfig, workdir: str) -> Assets:

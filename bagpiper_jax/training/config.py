@@ -23,7 +23,7 @@ class DataConfig:
 
     Attributes:
       corpus: directory of the mini corpus.
-      profile: of the scenes, "words", "spelling", "scene" or "mixed".
+      profile: of the scenes, one of `scenes.PROFILE_NAMES`.
       mixture: share of tokens by task.
       cfg_dropout: chance that an example with assistant audio loses its condition.
       batch_size, length, windows: packed rows of a batch, positions and mel windows of a row.

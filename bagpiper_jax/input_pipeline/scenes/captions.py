@@ -127,8 +127,7 @@ LENGTH = (
     " The clip is about {t} long.",
     " All of this takes about {t}.",
 )
-# The whole of a terse caption.
-TERSE = "{q0}"
+TERSE = "terse"  # in the place of a template: what is heard and nothing else
 NUMBERS = "zero one two three four five six seven eight nine ten".split()
 
 
@@ -241,6 +240,12 @@ def fill(
         else:
             values[f"s{i}"] = event.label
     return _start(blank.format(**values))
+
+
+def terse(events: Sequence, bed_label: str | None) -> str:
+    """Quoted words and labels in the order heard, music last: `"eight Q", a burp`."""
+    names = [f'"{event.text}"' if event.voice_kind else event.label for event in events]
+    return ", ".join([*names, bed_label] if bed_label else names)
 
 
 @dataclass(frozen=True)

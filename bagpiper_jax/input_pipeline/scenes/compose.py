@@ -15,7 +15,7 @@ from bagpiper_jax.input_pipeline.scenes.scene import (
     DUCK_DB,
     MAX_SAMPLES,
     MAX_SOUND,
-    MIXED,
+    MIXES,
     NOISE_DB,
     PROFILE_NAMES,
     PROFILES,
@@ -53,7 +53,8 @@ def plan_scene(
         raise UserError(f"unknown split {split!r}; one of {', '.join(splits.SPLITS)}")
     if profile not in PROFILE_NAMES:
         raise UserError(f"unknown profile {profile!r}; one of {', '.join(PROFILE_NAMES)}")
-    world = PROFILES[MIXED[index % 2] if profile == "mixed" else profile]
+    turns = MIXES.get(profile, (profile,))
+    world = PROFILES[turns[index % len(turns)]]
     planner = _Planner(corpus, split, world, Dice(generator("plan", seed, index, split, profile)))
     return planner.scene(seed, index, profile)
 
@@ -287,7 +288,7 @@ class _Planner:
         Terse profiles have one wording, of no length in particular.
         """
         if self.world.terse:
-            return captions.TERSE, captions.TERSE.format(q0=f'"{events[0].text}"')
+            return captions.TERSE, captions.terse(events, bed.label if bed else None)
         shape, i = [], 0
         for size in groups:
             shape.append("".join("v" if e.voice else "s" for e in events[i : i + size]))
