@@ -11,6 +11,8 @@ CORE = [
     "scipy>=1.14,<2",
     "ml_dtypes>=0.5,<0.7",
     "ml-collections>=1.0,<2",
+    "orbax-checkpoint>=0.12,<0.13",
+    "tensorstore>=0.1.71,<0.2",
     "safetensors>=0.5,<0.9",
     "sentencepiece>=0.2,<0.3",
     "librosa>=0.11,<0.12",
@@ -19,7 +21,6 @@ CORE = [
 
 TRAIN = [
     "optax>=0.2.6,<0.3",
-    "orbax-checkpoint>=0.12,<0.13",
     "grain>=0.2.15,<0.3",
     "tensorboardX>=2.6.2,<3",  # writes TensorBoard event files without tensorflow
     "tqdm>=4.66,<5",

@@ -18,7 +18,7 @@ _EXPORTS = {
     "Vocabulary": "bagpiper_jax.vocab",
     "build_batch": "bagpiper_jax.input_pipeline.batch",
     "get_config": "bagpiper_jax.modeling.config",
-    "load": "bagpiper_jax.release",
+    "load": "bagpiper_jax.loading",
     "mel_windows": "bagpiper_jax.log_mel",
 }
 

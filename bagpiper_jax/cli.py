@@ -66,14 +66,22 @@ def _parser() -> argparse.ArgumentParser:
 
     convert = commands.add_parser("convert", help="weights to and from PyTorch")
     convert.set_defaults(command=_convert)
-    convert.add_argument("source", help="ESPnet or DeepSpeed .pt, or a directory of safetensors")
-    convert.add_argument("target", help="file (espnet) or directory (safetensors) to write")
-    convert.add_argument("--to", required=True, choices=("espnet", "safetensors"))
+    convert.add_argument("source", help="ESPnet or DeepSpeed .pt, or a directory with weights")
+    convert.add_argument("target", help="file (espnet) or directory to write")
+    convert.add_argument("--to", required=True, choices=("espnet", "safetensors", "orbax", "qwen3"))
     convert.add_argument("--config", default="bagpiper_8b", help="preset that the source fits")
     convert.add_argument("--tower", help="Qwen3-Omni directory: SOURCE is Qwen3, the model is new")
     convert.add_argument("--codec", help="X-codec directory, for a new model")
+    convert.add_argument("--tokenizer", help="Qwen3's tokenizer.json, to lie beside the weights")
+    convert.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: as they are")
     convert.add_argument("--dry-run", action="store_true", help="say what would be written")
-    convert.add_argument("--verify", action="store_true", help="read back, compare every bit")
+    convert.add_argument(
+        "--verify",
+        nargs="?",
+        const="numbers",
+        choices=("bits", "numbers"),
+        help="read back, compare every bit, and run both sides, the source in PyTorch; or bits",
+    )
 
     evaluate = commands.add_parser("evaluate", help="measure a checkpoint on held-out scenes")
     evaluate.set_defaults(command=_evaluate)
@@ -185,6 +193,8 @@ def _convert(args) -> None:
         config=args.config,
         tower=args.tower,
         codec=args.codec,
+        tokenizer=args.tokenizer,
+        dtype=args.dtype,
         dry_run=args.dry_run,
         verify=args.verify,
     )

@@ -56,15 +56,22 @@ def num_windows(num_samples: int) -> int:
 
 
 @functools.cache
-def _constants() -> tuple[np.ndarray, np.ndarray]:
+def mel_filters() -> np.ndarray:
+    """Whisper's mel filters, float32 [N_FFT // 2 + 1, 128]."""
     import librosa
 
     # computed in double precision, as transformers does, then cast
     mel = librosa.filters.mel(
         sr=SAMPLE_RATE, n_fft=N_FFT, n_mels=NUM_MELS, norm="slaney", htk=False, dtype=np.float64
     )
+    return mel.T.astype(np.float32).copy()
+
+
+@functools.cache
+def window() -> np.ndarray:
+    """Periodic Hann window, float32 [N_FFT]."""
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)
-    return mel.T.astype(np.float32).copy(), hann.astype(np.float32)
+    return hann.astype(np.float32)
 
 
 def log_mel(wav: np.ndarray, *, normalize: bool = True) -> np.ndarray:
@@ -86,12 +93,11 @@ def log_mel(wav: np.ndarray, *, normalize: bool = True) -> np.ndarray:
         raise ValueError(f"log-mel needs a mono clip of at least {N_FFT // 2 + 1} samples")
     if normalize:
         wav = (wav - wav.mean()) / np.sqrt(wav.var() + 1e-7)
-    mel, hann = _constants()
     padded = np.pad(wav, N_FFT // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP][: len(wav) // HOP]
-    spectrum = np.fft.rfft(frames * hann, axis=-1)
+    spectrum = np.fft.rfft(frames * window(), axis=-1)
     power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
-    log = np.log10(np.maximum(power @ mel, 1e-10))
+    log = np.log10(np.maximum(power @ mel_filters(), 1e-10))
     log = np.maximum(log, log.max() - 8.0)  # the floor belongs to the clip, never to a batch
     return ((log + 4.0) / 4.0).astype(np.float32)
 

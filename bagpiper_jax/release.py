@@ -1,7 +1,8 @@
 """A model as a directory: what `describe` and `render` read, after training or from a release.
 
-`model.json` (shapes), `tokenizer.model`, `codec.npz`, and the weights: `model.safetensors` in a
-release, Orbax checkpoints in a run's workdir.
+`model.json` (shapes), `tokenizer.model` or Qwen3's `tokenizer.json`, `codec.npz` or X-codec's
+`xcodec.json`, and the weights: `model.safetensors` in a release, Orbax checkpoints in a run's
+workdir and where a checkpoint of PyTorch was converted (X-codec's are an item of it).
 """
 
 from __future__ import annotations
@@ -23,13 +24,18 @@ from flax import nnx
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import make_directory, write_whole
 from bagpiper_jax.modeling.bagpiper import Bagpiper
+from bagpiper_jax.modeling.codec import Codec
 from bagpiper_jax.modeling.config import BagpiperConfig, from_dict, to_dict
+from bagpiper_jax.modeling.hubert import HubertConfig
 from bagpiper_jax.modeling.mel_codec import MelCodec
+from bagpiper_jax.modeling.xcodec import XCodec
+from bagpiper_jax.modeling.xcodec_model import XCodecConfig, XCodecModel
 from bagpiper_jax.store import restore_weights
-from bagpiper_jax.tokenizer import SentencePieceTokenizer
-from bagpiper_jax.trees import dotted, path_name
+from bagpiper_jax.tokenizer import Qwen3Tokenizer, SentencePieceTokenizer, Tokenizer
+from bagpiper_jax.trees import dotted, nested, path_name
 
 MODEL_FILE, TOKENIZER_FILE, CODEC_FILE = "model.json", "tokenizer.model", "codec.npz"
+QWEN3_TOKENIZER_FILE, XCODEC_FILE = "tokenizer.json", "xcodec.json"
 WEIGHTS_FILE = "model.safetensors"
 # the small model that comes with the package
 MINI = os.path.join(os.path.dirname(os.path.abspath(__file__)), "checkpoints", "mini")
@@ -39,8 +45,8 @@ class Assets(NamedTuple):
     """What turns conversations into rows and back."""
 
     config: BagpiperConfig
-    tokenizer: SentencePieceTokenizer
-    codec: MelCodec
+    tokenizer: Tokenizer
+    codec: Codec
 
 
 def load_assets(directory: str) -> Assets:
@@ -49,16 +55,15 @@ def load_assets(directory: str) -> Assets:
     Raises:
       UserError: the directory or a file is missing or damaged, or sizes disagree.
     """
-    path = os.path.join(directory, MODEL_FILE)
-    try:
-        with open(path, encoding="utf-8") as f:
-            config = from_dict(json.load(f))
-    except OSError as e:
-        raise UserError(f"{directory} is not a model directory: cannot read {MODEL_FILE}") from e
-    except ValueError as e:
-        raise UserError(f"{path} is damaged: {e}") from e
-    tokenizer = SentencePieceTokenizer.load(os.path.join(directory, TOKENIZER_FILE))
-    codec = MelCodec.load(os.path.join(directory, CODEC_FILE))
+    config = read_config(directory)
+    if os.path.exists(os.path.join(directory, QWEN3_TOKENIZER_FILE)):
+        tokenizer = Qwen3Tokenizer(directory)
+    else:
+        tokenizer = SentencePieceTokenizer.load(os.path.join(directory, TOKENIZER_FILE))
+    if os.path.exists(os.path.join(directory, XCODEC_FILE)):
+        codec = load_xcodec(directory, config.vocab.num_streams)
+    else:
+        codec = MelCodec.load(os.path.join(directory, CODEC_FILE))
     if tokenizer.vocab_size > config.vocab.text_size:
         raise UserError(
             f"the tokenizer in {directory} has {tokenizer.vocab_size} ids, the model holds "
@@ -69,27 +74,66 @@ def load_assets(directory: str) -> Assets:
     return Assets(config, tokenizer, codec)
 
 
-def load(directory: str) -> Bagpiper:
-    """A model with its weights, from a release or a run's workdir.
+def read_config(directory: str) -> BagpiperConfig:
+    """Shapes of a model directory.
 
     Raises:
-      UserError: see `load_assets` and `load_weights`.
+      UserError: there are none, or they are damaged.
     """
-    return load_model(directory)[0]
+    values = _read_json(directory, MODEL_FILE)
+    try:
+        return from_dict(values)
+    except (KeyError, TypeError, ValueError) as e:
+        raise UserError(f"{os.path.join(directory, MODEL_FILE)} is damaged: {e}") from e
 
 
-def load_model(directory: str) -> tuple[Bagpiper, Assets]:
-    """A model with its weights, and its assets.
+def read_xcodec_config(directory: str) -> XCodecConfig:
+    """Shapes of a model directory's X-codec.
 
     Raises:
-      UserError: see `load_assets` and `load_weights`.
+      UserError: there are none, or they are damaged.
     """
-    assets = load_assets(directory)
-    model = Bagpiper.abstract(assets.config)
-    state = nnx.state(model, nnx.Param)
-    nnx.replace_by_pure_dict(state, load_weights(directory, nnx.to_pure_dict(state)))
+    values = _read_json(directory, XCODEC_FILE)
+    try:
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        semantic = plain.pop("semantic")
+        hubert = {k: tuple(v) if isinstance(v, list) else v for k, v in semantic.items()}
+        return XCodecConfig(**plain, semantic=HubertConfig(**hubert))
+    except (AttributeError, KeyError, TypeError) as e:
+        raise UserError(f"{os.path.join(directory, XCODEC_FILE)} is damaged: {e}") from e
+
+
+def _read_json(directory: str, name: str) -> dict:
+    path = os.path.join(directory, name)
+    try:
+        with open(path, encoding="utf-8") as f:
+            return json.load(f)
+    except OSError as e:
+        raise UserError(f"{directory} is not a model directory: cannot read {name}") from e
+    except ValueError as e:
+        raise UserError(f"{path} is damaged: {e}") from e
+
+
+def load_xcodec(directory: str, num_books: int) -> XCodec:
+    """The X-codec of a converted checkpoint.
+
+    Raises:
+      UserError: see `restore_weights`.
+    """
+    config = read_xcodec_config(directory)
+    model = nnx.eval_shape(lambda: XCodecModel(config, rngs=nnx.Rngs(0)))
+    state = nnx.state(model)
+    flat = dotted(state)
+    arrays = restore_weights(
+        directory,
+        nested({path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in flat.items()}),
+        "codec",
+    )
+    values = dotted(arrays)
+    for path, leaf in flat.items():
+        leaf.set_value(values[path])
     nnx.update(model, state)
-    return model, assets
+    return XCodec(model, num_books=num_books)
 
 
 def weight_shapes(config: BagpiperConfig) -> Any:
@@ -130,7 +174,13 @@ def load_weights(directory: str, params: Any) -> Any:
 
 
 def save_release(directory: str, params: Any, assets: Assets, dtype=jnp.bfloat16) -> None:
-    """Writes a model directory with weights in `dtype`; files appear only when they are whole."""
+    """Writes a model directory with weights in `dtype`; files appear only when they are whole.
+
+    Raises:
+      UserError: it cannot be written, or its codec is X-codec: then it is `bagpiper convert`'s.
+    """
+    if not isinstance(assets.codec, MelCodec):
+        raise UserError("a model with X-codec is written by bagpiper convert")
     make_directory(directory)
     tensors = {k: np.asarray(jnp.asarray(v, dtype)) for k, v in dotted(params).items()}
     writers = {

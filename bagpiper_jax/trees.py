@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,3 +20,15 @@ def dotted(tree: Any) -> dict[str, Any]:
         return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(tree)}
     flat = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
     return {path_name(keys): leaf for keys, leaf in flat}
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `dotted`: nested dicts."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split(".")
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = leaf
+    return tree

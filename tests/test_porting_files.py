@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -86,6 +87,29 @@ def test_damaged_safetensors_are_told(tensors, tmp_path):
         open_checkpoint(str(tmp_path))
     with pytest.raises(UserError, match="holds no checkpoint"):
         open_checkpoint(str(tmp_path.parent))
+
+
+def test_a_full_disk_is_told(tmp_path):
+    """A limit on file size stands in for it."""
+    import resource
+
+    big = lazy(np.zeros((300, 1000), np.float32))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(UserError, match="cannot write .*model-00001-of-00001.safetensors"):
+            write_safetensors(str(tmp_path), {"a": big})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_before_a_torch_file_is_written(tensors, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=0, f_frsize=1))
+    with pytest.raises(UserError, match="needs 0.0 GB, there are 0.0 GB free"):
+        write_torch(str(tmp_path / "a.pt"), outputs(tensors))
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.slow
@@ -186,7 +210,7 @@ def test_convert_writes_what_it_read(tmp_path, capsys):
     assert main([*argv, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "stream_emb.weight  [4, 32]  bfloat16" in lines and not os.path.exists(target)
-    assert main([*argv, "--verify"]) == 0
+    assert main([*argv, "--verify", "bits"]) == 0
     assert "every bit as in" in capsys.readouterr().out
     whole.pop("vocab_weight")  # the served form has none
     same(target, whole)
@@ -210,8 +234,8 @@ def test_convert_tells_what_does_not_fit(tensors, tmp_path, capsys):
 
 def test_verify_finds_one_wrong_bit(tensors, tmp_path):
     write_safetensors(str(tmp_path), outputs(tensors))
-    compare(str(tmp_path), outputs(tensors))
+    compare(str(tmp_path), outputs(tensors), open_checkpoint(str(tmp_path)))
     other = {n: t.copy() for n, t in tensors.items()}
     other["b"].view(np.uint8)[3] ^= 1
     with pytest.raises(UserError, match="differs in 1 tensors: b"):
-        compare(str(tmp_path), outputs(other))
+        compare(str(tmp_path), outputs(other), open_checkpoint(str(tmp_path)))

@@ -15,10 +15,11 @@ from bagpiper_jax.conversation import Message, encode_prompt, extend_prompt
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.inference.generate import Generator
 from bagpiper_jax.inference.sampling import AUDIO, TEXT, Sampling
+from bagpiper_jax.loading import load
 from bagpiper_jax.log_mel import mel_windows
 from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.codec import Codec
-from bagpiper_jax.release import MINI, load_model
+from bagpiper_jax.release import MINI, load_assets
 from bagpiper_jax.tokenizer import Tokenizer
 
 SAMPLING_FILE = "sampling.json"
@@ -46,14 +47,15 @@ class Pipeline:
 
     @classmethod
     def load(cls, path: str | os.PathLike = MINI) -> Pipeline:
-        """From a release directory or a run's workdir; the embedded mini model by default.
+        """From a model directory (see `release`); the embedded mini model by default.
 
         A `sampling.json` beside the weights holds the settings chosen for them on development data.
 
         Raises:
           UserError: something is missing, damaged or does not fit.
         """
-        model, assets = load_model(os.fspath(path))
+        assets = load_assets(os.fspath(path))
+        model = load(path)
         settings = {"text": TEXT, "audio": AUDIO}
         file = os.path.join(path, SAMPLING_FILE)
         if os.path.exists(file):

@@ -47,9 +47,9 @@ class Bagpiper(nnx.Module):
         self.adaptor = nnx.Linear(config.encoder.output_dim, hidden, dtype=dtype, rngs=rngs)
 
     @classmethod
-    def abstract(cls, config: BagpiperConfig) -> Bagpiper:
+    def abstract(cls, config: BagpiperConfig, *, dtype=jnp.float32) -> Bagpiper:
         """The model with shapes for weights; no memory is taken."""
-        return nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0)))
+        return nnx.eval_shape(lambda: cls(config, dtype=dtype, rngs=nnx.Rngs(0)))
 
     @property
     def head(self) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.log_mel import WINDOW_FRAMES
@@ -79,17 +80,20 @@ class BagpiperConfig:
     scan_unroll: int = 1
 
 
-def _bagpiper_8b() -> BagpiperConfig:
+# The published Qwen3 models. The small ones share one table for input and output.
+QWEN3 = {
+    "0.6b": DecoderConfig(1024, 3072, 28, 16, 8, 128, tie_word_embeddings=True),
+    "1.7b": DecoderConfig(2048, 6144, 28, 16, 8, 128, tie_word_embeddings=True),
+    "4b": DecoderConfig(2560, 9728, 36, 32, 8, 128, tie_word_embeddings=True),
+    "8b": DecoderConfig(4096, 12288, 36, 32, 8, 128),
+}
+
+
+def _bagpiper(size: str) -> BagpiperConfig:
+    """The published parts around a Qwen3 of some size; 8b is the published model."""
     return BagpiperConfig(
         vocab=Vocabulary(),
-        decoder=DecoderConfig(
-            hidden_size=4096,
-            intermediate_size=12288,
-            num_hidden_layers=36,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            head_dim=128,
-        ),
+        decoder=QWEN3[size],
         encoder=AudioEncoderConfig(
             d_model=1280,
             encoder_layers=32,
@@ -162,7 +166,8 @@ def _tiny() -> BagpiperConfig:
     )
 
 
-PRESETS = {"bagpiper_8b": _bagpiper_8b, "mini": _mini, "tiny": _tiny}
+PRESETS = {f"bagpiper_{size}": partial(_bagpiper, size) for size in QWEN3}
+PRESETS |= {"mini": _mini, "tiny": _tiny}
 
 
 def get_config(name: str) -> BagpiperConfig:

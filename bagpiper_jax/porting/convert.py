@@ -1,10 +1,11 @@
-"""`bagpiper convert`: checkpoints of PyTorch from one form into another, tensor by tensor."""
+"""`bagpiper convert`: checkpoints from one form into another, tensor by tensor."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 
+import ml_dtypes
 import numpy as np
 from flax import nnx
 from tqdm import tqdm
@@ -12,21 +13,20 @@ from tqdm import tqdm
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import write_json
 from bagpiper_jax.modeling.config import BagpiperConfig, get_config, to_dict
-from bagpiper_jax.modeling.xcodec_model import XCodecConfig, XCodecModel
-from bagpiper_jax.porting.espnet import (
-    VOCAB_WEIGHT,
-    abstract,
-    check_vocab_weight,
-    states,
-)
+from bagpiper_jax.modeling.xcodec_model import XCodecModel
+from bagpiper_jax.porting.espnet import VOCAB_WEIGHT, fit
 from bagpiper_jax.porting.parts import assemble
-from bagpiper_jax.porting.rows import BAGPIPER, CODEC, XCODEC
+from bagpiper_jax.porting.rows import XCODEC
+from bagpiper_jax.porting.runs import open_run, write_run
 from bagpiper_jax.porting.sources import LazyTensor, fold_norms, open_checkpoint
-from bagpiper_jax.porting.state import check, table_of
+from bagpiper_jax.porting.state import table_of
 from bagpiper_jax.porting.table import Entry
 from bagpiper_jax.porting.writers import write_safetensors, write_torch
+from bagpiper_jax.release import MODEL_FILE, QWEN3_TOKENIZER_FILE, read_config
 
-TARGETS = ("espnet", "safetensors")
+TARGETS = ("espnet", "safetensors", "orbax", "qwen3")
+DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
+_LANGUAGE_MODEL = ("model.", "lm_head.")
 
 
 def convert(
@@ -37,21 +37,27 @@ def convert(
     config: str = "bagpiper_8b",
     tower: str | None = None,
     codec: str | None = None,
+    tokenizer: str | None = None,
+    dtype: str | None = None,
     dry_run: bool = False,
-    verify: bool = False,
+    verify: str | None = None,
 ) -> list[str]:
     """Converts a checkpoint.
 
     Args:
-      source: an ESPnet or DeepSpeed `.pt`, or safetensors with an index; or, with `tower`, a Qwen3
-        directory to start a new model from.
-      target: file (espnet) or directory (safetensors) to write.
-      to: "espnet" or "safetensors".
-      config: preset that the source must fit.
+      source: an ESPnet or DeepSpeed `.pt`, safetensors with an index, or a model directory of this
+        project; or, with `tower`, a Qwen3 directory to start a new model from.
+      target: file (espnet) or directory to write.
+      to: "espnet"; "safetensors", for the vLLM fork; "orbax", for this project; "qwen3", the
+        language model alone, for transformers.
+      config: preset that a source without `model.json` must fit.
       tower: a Qwen3-Omni directory, whose audio tower the new model takes.
       codec: an X-codec directory, whose weights the new model takes.
+      tokenizer: Qwen3's `tokenizer.json`, to lie beside an Orbax checkpoint.
+      dtype: "bfloat16" or "float32"; None keeps that of each tensor.
       dry_run: only says what would be written.
-      verify: reads back what was written and compares every tensor bit by bit.
+      verify: "bits" reads back what was written and compares every tensor; "numbers" then runs both
+        sides too, the source in PyTorch; see `verify.compare_numbers`.
 
     Returns:
       lines to print.
@@ -61,9 +67,50 @@ def convert(
         cannot be written, or that differs from what was to be written.
     """
     if to not in TARGETS:
-        raise UserError(f"cannot convert to {to!r}: choose {' or '.join(TARGETS)}")
-    shapes = get_config(config)
-    tensors = open_checkpoint(source)
+        raise UserError(f"cannot convert to {to!r}: choose one of {', '.join(TARGETS)}")
+    if verify and to == "qwen3":
+        raise UserError("a language model alone cannot be verified: convert to another form first")
+    shapes, tensors = _open(source, config, tower, codec)
+    table, tensors = fit(source, tensors, shapes)
+    if dtype:
+        tensors = {name: _cast(t, DTYPES[dtype]) for name, t in tensors.items()}
+    outputs = outputs_of(table, tensors, shapes, to)
+    size = sum(output.num_bytes for output in outputs.values())
+    if dry_run:
+        lines = [f"{n}  {list(t.shape)}  {np.dtype(t.dtype).name}" for n, t in outputs.items()]
+        return [*lines, f"{len(outputs)} tensors, {size / 1e9:.2f} GB"]
+    with tqdm(total=size, unit="B", unit_scale=True, desc=f"write {to}") as bar:
+        if to == "espnet":
+            write_torch(target, outputs, bar.update)
+        elif to == "orbax":
+            beside = os.path.join(source, QWEN3_TOKENIZER_FILE)
+            found = tokenizer or (beside if os.path.exists(beside) else None)
+            write_run(target, table, outputs, shapes, bar.update, found)
+        else:
+            write_safetensors(target, outputs, bar.update)
+            described = served_config(shapes) if to == "safetensors" else qwen3_config(shapes)
+            write_json(os.path.join(target, "config.json"), described)
+    lines = [f"{target}: {len(outputs)} tensors, {size / 1e9:.2f} GB"]
+    if verify:
+        if to == "orbax":  # there, what the source may lack is zero
+            written = {n: t for n, t in open_run(target, shapes).items() if n in outputs}
+        else:
+            written = open_checkpoint(target)
+        compare(target, outputs, written)
+        lines.append(f"every bit as in {source}" + (f", cast to {dtype}" if dtype else ""))
+    if verify == "numbers":
+        from bagpiper_jax.porting.verify import compare_numbers
+
+        lines += compare_numbers(outputs, written, shapes)
+    return lines
+
+
+def _open(source, config, tower, codec) -> tuple[BagpiperConfig, dict[str, LazyTensor]]:
+    """Shapes of the model and tensors of the source; none is read yet."""
+    if os.path.exists(os.path.join(source, MODEL_FILE)):
+        shapes = read_config(source)
+        return shapes, open_run(source, shapes)
+    shapes, tensors = get_config(config), open_checkpoint(source)
     if tower:
         parts = (open_checkpoint(tower), _open_codec(codec) if codec else None)
         tensors = assemble(tensors, *parts, shapes)
@@ -72,70 +119,44 @@ def convert(
             f"{source} is a language model without audio: give --tower (and --codec) to start a "
             "new Bagpiper from it"
         )
-    table, tensors = fit(source, tensors, shapes)
-    outputs = outputs_of(table, tensors, shapes, vocab_weight=to == "espnet")
-    size = sum(output.num_bytes for output in outputs.values())
-    if dry_run:
-        lines = [f"{n}  {list(t.shape)}  {np.dtype(t.dtype).name}" for n, t in outputs.items()]
-        return [*lines, f"{len(outputs)} tensors, {size / 1e9:.2f} GB"]
-    with tqdm(total=size, unit="B", unit_scale=True, desc=f"write {to}") as bar:
-        if to == "espnet":
-            write_torch(target, outputs, bar.update)
-        else:
-            write_safetensors(target, outputs, bar.update)
-            write_json(os.path.join(target, "config.json"), served_config(shapes))
-    if verify:
-        compare(target, outputs)
-    done = f"{target}: {len(outputs)} tensors, {size / 1e9:.2f} GB"
-    return [f"{done}, every bit as in {source}" if verify else done]
+    return shapes, tensors
 
 
-def fit(
-    source: str, tensors: dict[str, LazyTensor], config: BagpiperConfig
-) -> tuple[list[Entry], dict[str, LazyTensor]]:
-    """The table that a checkpoint fills, and its tensors with weight norms folded."""
-    with_codec = any(name.startswith(CODEC) for name in tensors)
-    model, codec = abstract(config, XCodecConfig() if with_codec else None)
-    table = table_of(BAGPIPER, states(model, codec), config.vocab.size)
-    tensors = fold_norms(tensors, [entry.source for entry in table])
-    check(source, table, tensors, ignored=(VOCAB_WEIGHT,))
-    read = {name: t.read() for name, t in tensors.items() if name == VOCAB_WEIGHT}
-    check_vocab_weight(read, config)
-    return table, tensors
+def _cast(tensor: LazyTensor, dtype: np.dtype) -> LazyTensor:
+    return LazyTensor(tensor.shape, dtype, lambda: np.asarray(tensor.read(), dtype))
 
 
 def outputs_of(
-    table: Sequence[Entry],
-    tensors: Mapping[str, LazyTensor],
-    config: BagpiperConfig,
-    *,
-    vocab_weight: bool,
+    table: Sequence[Entry], tensors: Mapping[str, LazyTensor], config: BagpiperConfig, to: str
 ) -> dict[str, LazyTensor]:
     """What to write, in the order of the table."""
     outputs = {e.source: tensors[e.source] for e in table if e.source in tensors}
-    if vocab_weight:
+    if to == "qwen3":
+        return {n: t for n, t in outputs.items() if n.startswith(_LANGUAGE_MODEL)}
+    if to == "espnet":
         weights = config.vocab.token_weights()
         outputs[VOCAB_WEIGHT] = LazyTensor(weights.shape, weights.dtype, lambda: weights)
     return outputs
 
 
-def compare(target: str, outputs: Mapping[str, LazyTensor]) -> None:
-    """Reads a checkpoint back and compares every tensor bit by bit.
+def compare(
+    target: str, outputs: Mapping[str, LazyTensor], written: Mapping[str, LazyTensor]
+) -> None:
+    """Compares every tensor that was written, and read back, bit by bit.
 
     Raises:
       UserError: something differs; all of it is named.
     """
-    written, wrong = open_checkpoint(target), []
+    wrong = sorted(set(written) - set(outputs))
     size = sum(output.num_bytes for output in outputs.values())
     with tqdm(total=size, unit="B", unit_scale=True, desc="verify") as bar:
         for name, output in outputs.items():
-            tensor = written.pop(name, None)
+            tensor = written.get(name)
             if tensor is None or tensor.shape != output.shape or tensor.dtype != output.dtype:
                 wrong.append(name)
             elif not _same_bits(tensor.read(), output.read()):
                 wrong.append(name)
             bar.update(output.num_bytes)
-    wrong += sorted(written)
     if wrong:
         raise UserError(f"{target} differs in {len(wrong)} tensors: {', '.join(wrong)}")
 
@@ -155,15 +176,29 @@ def served_config(config: BagpiperConfig) -> dict:
 
     Of the vLLM fork's own file only `model_type` is known; the rest is a proposal.
     """
-    decoder, encoder = (dict(to_dict(config)[part]) for part in ("decoder", "encoder"))
-    rope = {"rope_type": "default", "rope_theta": decoder.pop("rope_theta")}
+    encoder = to_dict(config)["encoder"]
     return {
         "model_type": "bagpiper",
         "architectures": ["BagpiperForConditionalGeneration"],
         "torch_dtype": "bfloat16",
         "vocab_size": config.vocab.size,
         "num_stream": config.vocab.num_streams,
-        "text_config": decoder | {"model_type": "qwen3", "rope_parameters": rope},
+        "text_config": _decoder_config(config),
         "audio_config": encoder | {"model_type": "qwen3_omni_moe_audio_encoder"},
         "codec_config": {"codebook_size": config.vocab.codebook_size, "model_type": "xcodec"},
     }
+
+
+def qwen3_config(config: BagpiperConfig) -> dict:
+    """`config.json` of the language model alone, as transformers ≥ 5 reads it."""
+    return _decoder_config(config) | {
+        "architectures": ["Qwen3ForCausalLM"],
+        "vocab_size": config.vocab.size,
+        "torch_dtype": "bfloat16",
+    }
+
+
+def _decoder_config(config: BagpiperConfig) -> dict:
+    decoder = dict(to_dict(config)["decoder"])
+    rope = {"rope_type": "default", "rope_theta": decoder.pop("rope_theta")}
+    return decoder | {"model_type": "qwen3", "rope_parameters": rope}

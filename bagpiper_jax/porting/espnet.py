@@ -14,8 +14,10 @@ from bagpiper_jax.errors import UserError
 from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.config import BagpiperConfig
 from bagpiper_jax.modeling.xcodec_model import XCodecConfig, XCodecModel
-from bagpiper_jax.porting.rows import BAGPIPER
+from bagpiper_jax.porting.rows import BAGPIPER, CODEC
+from bagpiper_jax.porting.sources import LazyTensor, fold_norms
 from bagpiper_jax.porting.state import check, fill, table_of, tensors_of
+from bagpiper_jax.porting.table import Entry
 from bagpiper_jax.trees import dotted
 
 VOCAB_WEIGHT = "vocab_weight"  # a buffer: the weight of each id in the loss
@@ -87,6 +89,24 @@ def from_espnet(
     )
     update(model, codec_model, arrays)
     return model, codec_model
+
+
+def fit(
+    source: str, tensors: dict[str, LazyTensor], config: BagpiperConfig
+) -> tuple[list[Entry], dict[str, LazyTensor]]:
+    """The table that an opened checkpoint fills, and its tensors with weight norms folded.
+
+    Raises:
+      UserError: as `from_espnet`; nothing is read but `vocab_weight`.
+    """
+    with_codec = any(name.startswith(CODEC) for name in tensors)
+    state = states(*abstract(config, XCodecConfig() if with_codec else None))
+    table = table_of(BAGPIPER, state, config.vocab.size)
+    tensors = fold_norms(tensors, [entry.source for entry in table])
+    check(source, table, tensors, ignored=(VOCAB_WEIGHT,))
+    read = {name: t.read() for name, t in tensors.items() if name == VOCAB_WEIGHT}
+    check_vocab_weight(read, config)
+    return table, tensors
 
 
 def check_vocab_weight(tensors: Mapping[str, Any], config: BagpiperConfig) -> None:

@@ -63,7 +63,7 @@ def open_checkpoint(path: str) -> dict[str, LazyTensor]:
         return rename_norms(_open_directory(path))
     if not os.path.isfile(path):
         raise UserError(f"there is no checkpoint {path}")
-    opened = _open_safetensors(path) if path.endswith(".safetensors") else _open_torch(path)
+    opened = open_safetensors(path) if path.endswith(".safetensors") else _open_torch(path)
     return rename_norms(opened)
 
 
@@ -79,7 +79,7 @@ def _open_directory(path: str) -> dict[str, LazyTensor]:
         lost = [name for name, shard in shards.items() if not os.path.exists(shard)]
         if lost:
             raise UserError(f"{path} lacks the shards {', '.join(lost)}: download them")
-        opened = {name: _open_safetensors(shard) for name, shard in shards.items()}
+        opened = {name: open_safetensors(shard) for name, shard in shards.items()}
         absent = [
             f"{name} in {shard}" for name, shard in places.items() if name not in opened[shard]
         ]
@@ -88,7 +88,7 @@ def _open_directory(path: str) -> dict[str, LazyTensor]:
         return {name: opened[shard][name] for name, shard in places.items()}
     files = sorted(glob.glob(os.path.join(glob.escape(path), "*.safetensors")))
     if files:
-        return {name: t for file in files for name, t in _open_safetensors(file).items()}
+        return {name: t for file in files for name, t in open_safetensors(file).items()}
     files = sorted(glob.glob(os.path.join(glob.escape(path), "*mp_rank_00_model_states.pt")))
     if len(files) == 1:
         return _open_torch(files[0])
@@ -97,8 +97,14 @@ def _open_directory(path: str) -> dict[str, LazyTensor]:
     )
 
 
-def _open_safetensors(path: str) -> dict[str, LazyTensor]:
-    """The format is public: eight bytes of length, a JSON header, then the data."""
+def open_safetensors(path: str) -> dict[str, LazyTensor]:
+    """The tensors of one `.safetensors` file.
+
+    The format is public: eight bytes of length, a JSON header, then the data.
+
+    Raises:
+      UserError: a truncated or damaged file.
+    """
     size = os.path.getsize(path)
     try:
         with open(path, "rb") as file:

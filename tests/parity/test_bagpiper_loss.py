@@ -151,7 +151,11 @@ def test_loss_and_gradients(config, pair, examples):
     np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
 
     size = config.vocab.size
+    layer, mine = original.decoder.layers[0], grads.model.layers
     pairs = {
+        "q_proj": (mine.self_attn.q_proj.kernel[0], layer.self_attn.q_proj.weight.grad.T),
+        "down_proj": (mine.mlp.down_proj.kernel[0], layer.mlp.down_proj.weight.grad.T),
+        "k_norm": (mine.self_attn.k_norm.weight[0], layer.self_attn.k_norm.weight.grad),
         "head": (grads.lm_head, original.head.weight.grad),
         "embed": (grads.model.embed_tokens, original.decoder.embed_tokens.weight.grad),
         "stream_emb": (grads.stream_emb, original.stream_emb.weight.grad),

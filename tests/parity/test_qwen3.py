@@ -24,13 +24,24 @@ CONFIG = DecoderConfig(
 )
 
 
-def make_pair(tied):
+# the shape of Qwen3-0.6B at a quarter of its width and a seventh of its depth
+MEDIUM = DecoderConfig(
+    hidden_size=256,
+    intermediate_size=768,
+    num_hidden_layers=4,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=64,
+)
+
+
+def make_pair(tied, shapes=CONFIG, seed=0):
     """A random Qwen3 in PyTorch, the same decoder here, and its output layer [V, D]."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     from .weights import copy_weights, randomise
 
-    config = dataclasses.asdict(dataclasses.replace(CONFIG, tie_word_embeddings=tied))
+    config = dataclasses.asdict(dataclasses.replace(shapes, tie_word_embeddings=tied))
     theta = config.pop("rope_theta")
     original = Qwen3ForCausalLM(
         Qwen3Config(
@@ -40,8 +51,8 @@ def make_pair(tied):
             attn_implementation="eager",
         )
     )
-    randomise(original)
-    decoder = Decoder(CONFIG, VOCAB, unroll=1, dtype=jax.numpy.float32, rngs=nnx.Rngs(0))
+    randomise(original, seed=seed)
+    decoder = Decoder(shapes, VOCAB, unroll=1, dtype=jax.numpy.float32, rngs=nnx.Rngs(0))
     copy_weights(decoder, original.model)
     assert (original.lm_head.weight is original.model.embed_tokens.weight) == tied
     return original, decoder, original.lm_head.weight.detach().numpy()
@@ -53,10 +64,12 @@ def close(actual, expected):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_hidden_states_and_logits(tied):
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("shapes", [CONFIG, MEDIUM], ids=["small", "medium"])
+def test_hidden_states_and_logits(tied, seed, shapes):
     import torch
 
-    original, decoder, head = make_pair(tied)
+    original, decoder, head = make_pair(tied, shapes, seed)
     ids = np.random.default_rng(1).integers(0, VOCAB, (2, 150))
     with torch.no_grad():
         expected = original(torch.tensor(ids), output_hidden_states=True)
