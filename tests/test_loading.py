@@ -142,6 +142,8 @@ def test_qwen3_presets_have_the_published_sizes():
         count = sum(np.prod(leaf.shape) for p, leaf in dotted(state).items() if "embed" not in p)
         assert abs(count / 1e9 - billions) < 0.05
         assert config.decoder is QWEN3[size]
+        # the quirk of the published weights, which no new training takes over
+        assert config.vocab.zero_text_id_is_pad == (size == "8b")
 
 
 def test_there_and_back_is_exact(orbax, tensors, tmp_path):

@@ -111,7 +111,7 @@ class Bagpiper(nnx.Module):
     def loss(self, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Training loss of a packed `Batch` (BAGPIPER: weighted cross-entropy over all streams).
 
-        The sum over all targets of `vocab_weight[target] · (CE + z_loss · lse²)`, divided by the
+        The sum over all targets of `vocab_weight[target] · CE + z_loss · lse²`, divided by the
         number of stream-0 targets.
 
         Returns:
@@ -139,10 +139,10 @@ class Bagpiper(nnx.Module):
             stream_size=config.vocab.stream_size,
             chunk=config.head_chunk,
         )
-        per_target = out.cross_entropy + config.z_loss * out.log_sum_exp**2
         weights = jnp.asarray(config.vocab.token_weights())[targets]
+        per_target = weights * out.cross_entropy + config.z_loss * out.log_sum_exp**2
         counts = mask.sum(0).astype(jnp.float32)
-        loss = (weights * per_target).sum() / jnp.maximum(counts[0], 1.0)
+        loss = per_target.sum() / jnp.maximum(counts[0], 1.0)
         per_stream = jnp.maximum(counts, 1.0)
         metrics = {
             "ce": out.cross_entropy.sum(0) / per_stream,

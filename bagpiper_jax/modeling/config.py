@@ -90,9 +90,9 @@ QWEN3 = {
 
 
 def _bagpiper(size: str) -> BagpiperConfig:
-    """The published parts around a Qwen3 of some size; 8b is the published model."""
+    """The published parts around a Qwen3 of some size; 8b is the published model, quirk included."""
     return BagpiperConfig(
-        vocab=Vocabulary(),
+        vocab=Vocabulary(zero_text_id_is_pad=size == "8b"),
         decoder=QWEN3[size],
         encoder=AudioEncoderConfig(
             d_model=1280,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 
@@ -113,6 +114,9 @@ def _open(source, config, tower, codec) -> tuple[BagpiperConfig, dict[str, LazyT
     shapes, tensors = get_config(config), open_checkpoint(source)
     if tower:
         parts = (open_checkpoint(tower), _open_codec(codec) if codec else None)
+        # the quirk of the published weights is theirs alone
+        vocab = dataclasses.replace(shapes.vocab, zero_text_id_is_pad=False)
+        shapes = dataclasses.replace(shapes, vocab=vocab)
         tensors = assemble(tensors, *parts, shapes)
     elif "model.embed_tokens.weight" in tensors and "stream_emb.weight" not in tensors:
         raise UserError(

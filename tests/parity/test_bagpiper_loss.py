@@ -118,7 +118,7 @@ class Original:
                     logits, offset = logits[:, codec], vocab.codec_start
                 ce = torch.nn.functional.cross_entropy(logits, targets - offset, reduction="none")
                 square = torch.logsumexp(logits, -1) ** 2
-                total = total + (weight[targets] * (ce + self.config.z_loss * square)).sum()
+                total = total + (weight[targets] * ce + self.config.z_loss * square).sum()
             count += int(mask[:, 0].sum())
         return total / count
 
