@@ -68,8 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     convert.set_defaults(command=_convert)
     convert.add_argument("source", help="ESPnet or DeepSpeed .pt, or a directory with weights")
     convert.add_argument("target", help="file (espnet) or directory to write")
-    convert.add_argument("--to", required=True, choices=("espnet", "safetensors", "orbax", "qwen3"))
-    convert.add_argument("--config", default="bagpiper_8b", help="preset that the source fits")
+    convert.add_argument("--to", required=True, help="espnet, safetensors, orbax or qwen3")
+    convert.add_argument("--config", help="preset that the source fits (default: bagpiper_8b)")
     convert.add_argument("--tower", help="Qwen3-Omni directory: SOURCE is Qwen3, the model is new")
     convert.add_argument("--codec", help="X-codec directory, for a new model")
     convert.add_argument("--tokenizer", help="Qwen3's tokenizer.json, to lie beside the weights")
@@ -184,7 +184,10 @@ def _release(args) -> None:
 
 
 def _convert(args) -> None:
-    from bagpiper_jax.porting.convert import convert
+    try:
+        from bagpiper_jax.porting.convert import convert
+    except ImportError as e:
+        raise UserError(f"converting needs: pip install 'bagpiper_jax[convert]' ({e})") from e
 
     lines = convert(
         args.source,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +59,59 @@ def make_directory(path: str | os.PathLike) -> None:
         os.makedirs(path, exist_ok=True)
     except OSError as e:
         raise UserError(f"cannot make the directory {path}: {e.strerror}") from e
+
+
+def write_directory(
+    path: str | os.PathLike, write: Callable[[str], Any], num_bytes: int = 0
+) -> None:
+    """Lets `write` fill a new directory under another name, then gives it its own.
+
+    Args:
+      path: of the directory; it must not be there, or be empty.
+      write: called with the directory to fill, beside it.
+      num_bytes: what it will take about.
+
+    Raises:
+      UserError: something is there, or it cannot be written; nothing is left then.
+    """
+    path = os.path.abspath(path)
+    check_vacant(path)
+    partial = f"{path}.tmp"
+    shutil.rmtree(partial, ignore_errors=True)
+    make_directory(partial)
+    try:
+        check_space(partial, num_bytes)
+        write(partial)
+        os.replace(partial, path)
+    except OSError as e:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"cannot write {path}: {e.strerror or e}") from e
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def check_vacant(path: str | os.PathLike) -> None:
+    """Raises UserError where a directory to be written is there already and holds something."""
+    if os.path.isdir(path) and os.listdir(path):
+        raise UserError(f"{path} is there already and is not empty: choose another directory")
+    if os.path.isfile(path):
+        raise UserError(f"{path} is a file: choose another directory")
+
+
+def check_space(path: str | os.PathLike, num_bytes: int) -> None:
+    """Raises UserError where the disk of `path` has less free than is needed."""
+    disk = os.statvfs(os.path.dirname(os.path.abspath(path)))
+    free = disk.f_bavail * disk.f_frsize
+    if free < num_bytes:
+        have = f"{free / 1e9:.1f} GB free"
+        raise UserError(f"{path} needs {num_bytes / 1e9:.1f} GB, there are {have}")
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error, or its text, says that a disk is full."""
+    text = str(error)
+    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text
 
 
 def _remove(path: str) -> None:

@@ -6,21 +6,18 @@ import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.config import BagpiperConfig, get_config
 from bagpiper_jax.porting.espnet import fit, states, update
-from bagpiper_jax.porting.runs import open_run
+from bagpiper_jax.porting.runs import is_run, open_arrays
 from bagpiper_jax.porting.sources import open_checkpoint
 from bagpiper_jax.porting.state import fill
-from bagpiper_jax.release import MODEL_FILE, WEIGHTS_FILE, read_config
+from bagpiper_jax.release import read_config
 from bagpiper_jax.sharding import parameter_shardings
-from bagpiper_jax.store import restore_weights
-from bagpiper_jax.trees import dotted, nested
 
 
 def load(
@@ -44,8 +41,8 @@ def load(
         mesh that does not divide the parameters.
     """
     path = os.fspath(path)
-    dtype = jnp.dtype(dtype or jnp.float32)
-    own = os.path.exists(os.path.join(path, MODEL_FILE))
+    dtype = np.dtype(dtype or np.float32)
+    own = is_run(path)
     if own:
         config = read_config(path)
     elif isinstance(config, str):
@@ -56,23 +53,30 @@ def load(
         shardings = dict.fromkeys(shapes, SingleDeviceSharding(jax.devices()[0]))
     else:
         shardings = parameter_shardings(mesh, shapes)
-    if own and not os.path.exists(os.path.join(path, WEIGHTS_FILE)):
-        wanted = {
-            name: jax.ShapeDtypeStruct(shape, dtype, sharding=shardings[name])
-            for name, shape in shapes.items()
-        }
-        arrays = dotted(restore_weights(path, nested(wanted)))
+
+    def place(name, shape, cut):
+        return _placed(shape, shardings[name], cut, dtype)
+
+    if own:
+        opened = open_arrays(path, config)
+        arrays = {name: place(name, array.shape, array.cut) for name, array in opened.items()}
     else:
-        tensors = open_run(path, config) if own else open_checkpoint(path)
-        table, tensors = fit(path, tensors, config)
+        table, tensors = fit(path, open_checkpoint(path), config)
         table = [entry for entry in table if entry.target in shapes]
-
-        def place(name, shape, cut):
-            return jax.make_array_from_callback(
-                shape, shardings[name], lambda index: np.asarray(cut(index), dtype)
-            )
-
-        read = lambda name: tensors[name].read()  # noqa: E731
-        arrays = fill(table, read, nnx.state(model), place)
+        arrays = fill(table, lambda name: tensors[name].read(), nnx.state(model), place)
     update(model, None, arrays)
     return model
+
+
+def _placed(shape: tuple[int, ...], sharding: Sharding, cut, dtype: np.dtype) -> jax.Array:
+    """An array whose parts are cut, and put on their devices, one after the other."""
+    devices: dict[tuple, list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        span = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
+        devices.setdefault(span, []).append(device)
+    parts = []
+    for span, owners in devices.items():
+        part = np.array(cut(tuple(slice(*ends) for ends in span)), dtype)
+        parts += [jax.device_put(part, device) for device in owners]
+        jax.block_until_ready(parts[-len(owners) :])  # then the host's copy can go
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)

@@ -30,13 +30,14 @@ from bagpiper_jax.modeling.hubert import HubertConfig
 from bagpiper_jax.modeling.mel_codec import MelCodec
 from bagpiper_jax.modeling.xcodec import XCodec
 from bagpiper_jax.modeling.xcodec_model import XCodecConfig, XCodecModel
-from bagpiper_jax.store import restore_weights
+from bagpiper_jax.store import open_sliced, restore_weights
 from bagpiper_jax.tokenizer import Qwen3Tokenizer, SentencePieceTokenizer, Tokenizer
-from bagpiper_jax.trees import dotted, nested, path_name
+from bagpiper_jax.trees import dotted, mismatches, path_name, set_leaves
 
 MODEL_FILE, TOKENIZER_FILE, CODEC_FILE = "model.json", "tokenizer.model", "codec.npz"
 QWEN3_TOKENIZER_FILE, XCODEC_FILE = "tokenizer.json", "xcodec.json"
 WEIGHTS_FILE = "model.safetensors"
+SAMPLING_FILE = "sampling.json"  # settings chosen for the weights on development data
 # the small model that comes with the package
 MINI = os.path.join(os.path.dirname(os.path.abspath(__file__)), "checkpoints", "mini")
 
@@ -118,21 +119,22 @@ def load_xcodec(directory: str, num_books: int) -> XCodec:
     """The X-codec of a converted checkpoint.
 
     Raises:
-      UserError: see `restore_weights`.
+      UserError: it is missing, damaged or of another shape.
     """
     config = read_xcodec_config(directory)
     model = nnx.eval_shape(lambda: XCodecModel(config, rngs=nnx.Rngs(0)))
-    state = nnx.state(model)
-    flat = dotted(state)
-    arrays = restore_weights(
-        directory,
-        nested({path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in flat.items()}),
-        "codec",
+    wanted, found = dotted(nnx.state(model)), open_sliced(directory, "codec")
+    wrong = mismatches(wanted, found)
+    if wrong:
+        raise UserError(f"the codec in {directory} does not fit: {'; '.join(wrong)}")
+    whole = (slice(None),)
+    set_leaves(
+        model,
+        {
+            path: jnp.asarray(array.cut(whole * array.ndim), wanted[path].dtype)
+            for path, array in found.items()
+        },
     )
-    values = dotted(arrays)
-    for path, leaf in flat.items():
-        leaf.set_value(values[path])
-    nnx.update(model, state)
     return XCodec(model, num_books=num_books)
 
 
@@ -158,16 +160,9 @@ def load_weights(directory: str, params: Any) -> Any:
         tensors = safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError) as e:
         raise UserError(f"{path} is damaged or truncated: copy it again ({e})") from e
-    wanted = dotted(params)
-    problems = [f"{name} is missing" for name in wanted if name not in tensors]
-    problems += [f"{name} is unexpected" for name in tensors if name not in wanted]
-    problems += [
-        f"{name} has shape {list(tensors[name].shape)}, not {list(leaf.shape)}"
-        for name, leaf in wanted.items()
-        if name in tensors and tensors[name].shape != leaf.shape
-    ]
-    if problems:
-        raise UserError(f"{path} does not fit the model: {'; '.join(sorted(problems))}")
+    wrong = mismatches(dotted(params), tensors)
+    if wrong:
+        raise UserError(f"{path} does not fit the model: {'; '.join(wrong)}")
     return jax.tree_util.tree_map_with_path(
         lambda keys, _: jnp.asarray(tensors[path_name(keys)], jnp.float32), params
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import glob
 import logging
@@ -10,6 +11,7 @@ import math
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +22,7 @@ import tensorstore as ts
 from orbax.checkpoint import type_handlers
 
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.files import is_full
 from bagpiper_jax.trees import nested
 
 
@@ -142,25 +145,18 @@ def _abstract(tree: Any) -> Any:
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
 
-def restore_weights(workdir: str, params: Any, item: str = "weights") -> Any:
-    """One item alone of a run's latest checkpoint.
-
-    Args:
-      workdir: of the run.
-      params: arrays or shapes; what is restored has their types and shardings.
-      item: "weights" or, of a converted checkpoint, "codec".
+def restore_weights(workdir: str, params: Any) -> Any:
+    """Weights alone of a run's latest checkpoint, in the shapes, types and shardings of `params`.
 
     Raises:
       UserError: there is no checkpoint, or it is of another model.
     """
-    path = os.path.join(_latest(workdir), item)
-    if not os.path.isdir(path):
-        raise UserError(f"{workdir} holds no {item}")
+    path = os.path.join(_latest(workdir), "weights")
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(path, _abstract(params))
     except Exception as e:
-        raise UserError(f"the {item} in {path} do not fit the model ({type(e).__name__})") from e
+        raise UserError(f"the weights in {path} do not fit the model ({type(e).__name__})") from e
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,26 +186,41 @@ class SlicedArray:
         return self.size * np.dtype(self.dtype).itemsize
 
 
-_CHUNK_BYTES = 64 << 20
+_CHUNK_BYTES = 16 << 20
+
+
+def _chunks(array: SlicedArray) -> list[int]:
+    """Shape of a chunk: rows of axis 0, or a part of one row along axis 1.
+
+    So a device of a mesh that splits either axis reads little besides its own.
+    """
+    shape = list(array.shape)
+    row = array.nbytes // shape[0]
+    shape[0] = min(shape[0], max(1, _CHUNK_BYTES // max(row, 1)))
+    if row > _CHUNK_BYTES and len(shape) > 1:
+        shape[1] = max(1, shape[1] // -(-row // _CHUNK_BYTES))
+    return shape
 
 
 class _SlicedHandler(type_handlers.NumpyHandler):
-    """Writes arrays chunk by chunk, one array at a time."""
+    """Writes the arrays of one item, one at a time, by whole chunks of axis 0."""
 
-    def __init__(self, progress: Callable[[int], None]):
+    def __init__(self, progress: Callable[[int], None], stopped: threading.Event):
         super().__init__(deepcopy_host_arrays=False)
-        self._progress = progress
+        self._progress, self._stopped = progress, stopped
         self._one_at_a_time: asyncio.Lock | None = None
 
     async def _open_and_write(self, value, tspec, ts_context):
-        if self._one_at_a_time is None:
+        if self._one_at_a_time is None:  # a lock belongs to a loop, which each item has its own of
             self._one_at_a_time = asyncio.Lock()
-        tspec["metadata"]["compressor"] = None  # weights hardly shrink
+        chunks = _chunks(value)
+        tspec["metadata"] |= {"compressor": None, "chunks": chunks}  # weights hardly shrink
         async with self._one_at_a_time:
             store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
-            step = store.chunk_layout.write_chunk.shape[0]
-            for start in range(0, value.shape[0], step):
-                index = (slice(start, min(start + step, value.shape[0])),)
+            for start in range(0, value.shape[0], chunks[0]):
+                if self._stopped.is_set():
+                    raise RuntimeError("stopped")
+                index = (slice(start, min(start + chunks[0], value.shape[0])),)
                 part = value.cut(index + (slice(None),) * (value.ndim - 1))
                 await store[index].write(part)
                 self._progress(part.nbytes)
@@ -223,43 +234,58 @@ def write_sliced(
     """Writes a checkpoint of step 0, as a run has them, without holding it.
 
     Args:
-      workdir: directory; its `checkpoints` must not be there yet.
+      workdir: directory without checkpoints.
       items: "weights", "codec" → dotted path → array of at least one axis.
       progress: called with the bytes written since the last call.
 
     Raises:
-      UserError: it is there already, or cannot be written; nothing is left then.
+      UserError: it cannot be written, or what is to be written cannot be read.
     """
     directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
-    if os.path.exists(directory):
-        raise UserError(f"{directory} is there already: choose another directory")
     _silence_doubles()
-    registry = type_handlers.create_type_handler_registry((SlicedArray, _SlicedHandler(progress)))
-    # without OCDBT: that holds what it writes until the end
-    handlers = {
-        name: ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_ocdbt=False)
-        for name in items
-    }
-    arguments = {}
+    stopped, lock = threading.Event(), threading.Lock()
+
+    def report(num_bytes: int) -> None:  # each item is written by a thread of its own
+        with lock:
+            progress(num_bytes)
+
+    handlers, arguments = {}, {}
     for name, arrays in items.items():
-        how = {path: _chunked(array) for path, array in arrays.items()}
-        arguments[name] = ocp.args.PyTreeSave(nested(arrays), save_args=nested(how))
+        handler = (SlicedArray, _SlicedHandler(report, stopped))
+        # without OCDBT: that holds what it writes until the end
+        handlers[name] = ocp.PyTreeCheckpointHandler(
+            type_handler_registry=type_handlers.create_type_handler_registry(handler),
+            use_ocdbt=False,
+        )
+        arguments[name] = ocp.args.PyTreeSave(nested(arrays))
     try:
-        with ocp.CheckpointManager(directory, item_handlers=handlers) as manager:
+        manager = ocp.CheckpointManager(directory, item_handlers=handlers)
+        try:
             manager.save(0, args=ocp.args.Composite(**arguments), force=True)
             manager.wait_until_finished()
-    except BaseException as e:
-        shutil.rmtree(directory, ignore_errors=True)
-        if isinstance(e, UserError) or not isinstance(e, Exception):
+        except BaseException:
+            stopped.set()  # else closing would wait for all the rest to be written
+            with contextlib.suppress(Exception):
+                manager.close()
             raise
+        manager.close()
+    except UserError:
+        raise
+    except Exception as e:  # Orbax wraps what its threads raise
+        causes = [cause for cause in _causes(e) if isinstance(cause, UserError)]
+        if causes:
+            raise causes[0] from e
         reason = " ".join(str(e).split())[:160]
-        raise UserError(f"cannot write {directory} ({reason}): free some space") from e
+        mend = ": free some space" if any(map(is_full, _causes(e))) else ""
+        raise UserError(f"cannot write {directory} ({reason}){mend}") from e
 
 
-def _chunked(array: SlicedArray) -> ocp.SaveArgs:
-    if array.nbytes <= _CHUNK_BYTES:
-        return ocp.SaveArgs()
-    return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,))
+def _causes(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
 
 
 def open_sliced(workdir: str, item: str = "weights") -> dict[str, SlicedArray]:
@@ -295,9 +321,17 @@ def _opened(path: str, name: str) -> SlicedArray:
         kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
     else:
         kvstore = {"driver": "file", "path": os.path.join(path, name, "")}
-    store = ts.open({"driver": "zarr", "kvstore": kvstore}, read=True).result()
-    dtype = store.dtype.numpy_dtype
-    return SlicedArray(tuple(store.shape), dtype, lambda index: store[index].read().result())
+    # what Orbax writes has all its chunks: a missing one is damage, not zeros
+    spec = {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
+    store = ts.open(spec, read=True).result()
+
+    def cut(index: tuple[slice, ...]) -> np.ndarray:
+        try:
+            return store[index].read().result()
+        except Exception as e:  # TensorStore raises many kinds
+            raise UserError(f"{os.path.join(path, name)} is damaged: copy it again") from e
+
+    return SlicedArray(tuple(store.shape), store.dtype.numpy_dtype, cut)
 
 
 def _latest(workdir: str) -> str:

@@ -22,6 +22,30 @@ def dotted(tree: Any) -> dict[str, Any]:
     return {path_name(keys): leaf for keys, leaf in flat}
 
 
+def set_leaves(module: nnx.Module, arrays: Mapping[str, Any], prefix: str = "") -> None:
+    """Gives every leaf of a module, abstract or not, its array: `prefix` + dotted path → array."""
+    state = nnx.state(module)
+    for path, leaf in dotted(state).items():
+        leaf.set_value(arrays[prefix + path])
+    nnx.update(module, state)
+
+
+def mismatches(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """What keeps arrays from filling leaves of the same names, one line each, sorted.
+
+    Args:
+      wanted, found: dotted path → what has a shape.
+    """
+    lines = [f"{path} is missing" for path in wanted if path not in found]
+    lines += [f"{path} is unexpected" for path in found if path not in wanted]
+    lines += [
+        f"{path} has shape {list(found[path].shape)}, not {list(leaf.shape)}"
+        for path, leaf in wanted.items()
+        if path in found and tuple(found[path].shape) != tuple(leaf.shape)
+    ]
+    return sorted(lines)
+
+
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `dotted`: nested dicts."""
     tree: dict[str, Any] = {}

@@ -1,8 +1,11 @@
 """`bp.load` from every kind of checkpoint, on a mesh or not, and the conversions in between."""
 
+import dataclasses
 import json
 import os
 import shutil
+import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +13,22 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_xcodec import CONFIG as CODEC
 
 import bagpiper_jax as bp
+from bagpiper_jax import store
 from bagpiper_jax.cli import main
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.files import write_directory
 from bagpiper_jax.modeling.config import PRESETS, QWEN3, get_config
-from bagpiper_jax.porting.espnet import abstract, to_espnet
+from bagpiper_jax.modeling.xcodec import XCodec
+from bagpiper_jax.modeling.xcodec_model import XCodecModel
+from bagpiper_jax.porting.convert import outputs_of
+from bagpiper_jax.porting.espnet import abstract, fit, to_espnet
+from bagpiper_jax.porting.runs import open_run, write_run
 from bagpiper_jax.porting.sources import LazyTensor, open_checkpoint
 from bagpiper_jax.porting.writers import write_safetensors
+from bagpiper_jax.release import load_xcodec
 from bagpiper_jax.sharding import parameter_shardings
 from bagpiper_jax.store import SlicedArray, open_sliced, write_sliced
 from bagpiper_jax.trees import dotted
@@ -58,10 +69,13 @@ def values(model):
 
 
 def same(a, b):
+    size = a.config.vocab.size
     a, b = values(a), values(b)
     assert a.keys() == b.keys()
     for path, value in a.items():
-        np.testing.assert_array_equal(np.asarray(value), np.asarray(b[path]), err_msg=path)
+        rows = size if path in ("model.embed_tokens", "lm_head") else None  # less their padding
+        value, other = np.asarray(value)[:rows], np.asarray(b[path])[:rows]
+        np.testing.assert_array_equal(value, other, err_msg=path)
 
 
 @pytest.fixture(scope="module")
@@ -181,21 +195,34 @@ def test_the_embedded_model_is_converted_and_loads(tmp_path):
     out = str(tmp_path / "out")
     assert main(["convert", MINI, out, "--to", "orbax"]) == 0
     same(bp.load(out), bp.load(MINI))
+    clip = 0.1 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    again, first = bp.Pipeline.load(out), bp.Pipeline.load()
+    assert again.sampling == first.sampling
+    np.testing.assert_array_equal(again.codec.encode(clip), first.codec.encode(clip))
+    served = str(tmp_path / "served")  # its shapes are found again without --config
+    assert main(["convert", out, served, "--to", "safetensors"]) == 0
+    assert main(["convert", served, str(tmp_path / "back"), "--to", "orbax"]) == 0
+    same(bp.load(tmp_path / "back"), bp.load(MINI))
 
 
 def test_damaged_directories_are_told(orbax, source, tmp_path, capsys):
     with pytest.raises(UserError, match="there is no checkpoint"):
         bp.load(tmp_path / "none", config="tiny")
     assert main(["convert", source, orbax, "--to", "orbax", "--config", "tiny"]) == 2
-    assert "is there already: choose another directory" in capsys.readouterr().err
+    assert "is there already and is not empty" in capsys.readouterr().err
     copy = tmp_path / "copy"
     shutil.copytree(orbax, copy)
-    weights = copy / "checkpoints" / "0" / "weights"
-    shutil.rmtree(weights / "model.norm.weight")
-    with pytest.raises(UserError, match="do not fit the model"):
-        bp.load(copy)
-    assert main(["convert", str(copy), str(tmp_path / "x"), "--to", "safetensors"]) == 2
-    assert "is damaged" in capsys.readouterr().err
+    norm = copy / "checkpoints" / "0" / "weights" / "model.norm.weight"
+    (norm / "0").write_bytes(b"short")
+    for damage in (lambda: None, (norm / "0").unlink, lambda: shutil.rmtree(norm)):
+        damage()  # a truncated chunk, a missing one, a missing array
+        with pytest.raises(UserError, match="is damaged"):
+            bp.load(copy)
+        for to in ("safetensors", "orbax"):
+            assert main(["convert", str(copy), str(tmp_path / "x"), "--to", to]) == 2
+            error = capsys.readouterr().err.splitlines()[-1]
+            assert "is damaged" in error and "Traceback" not in error
+            assert not os.path.exists(tmp_path / "x")
     (copy / "model.json").write_text("{")
     with pytest.raises(UserError, match="model.json is damaged"):
         bp.load(copy)
@@ -205,32 +232,146 @@ def test_damaged_directories_are_told(orbax, source, tmp_path, capsys):
         bp.load(copy)
 
 
+def test_another_model_is_told_by_name(orbax, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(orbax, copy)
+    shapes = json.loads((copy / "model.json").read_text())
+    shapes["decoder"]["intermediate_size"] = 64
+    (copy / "model.json").write_text(json.dumps(shapes))
+    with pytest.raises(
+        UserError, match=r"up_proj.kernel has shape \[2, 32, 48\], not \[2, 32, 64\]"
+    ):
+        bp.load(copy)
+
+
+def sliced(value, asked=None):
+    def cut(index):
+        if asked is not None:
+            asked.append(index[0])
+        return value[index]
+
+    return SlicedArray(value.shape, value.dtype, cut)
+
+
 def test_a_failed_write_leaves_nothing(tmp_path):
     def cut(index):
         raise OSError(28, "No space left on device")
 
-    broken = SlicedArray((4, 3), np.dtype(np.float32), cut)
-    with pytest.raises(UserError, match="No space left on device"):
-        write_sliced(str(tmp_path), {"weights": {"a.b": broken}})
+    items = {"weights": {"a.b": SlicedArray((4, 3), np.dtype(np.float32), cut)}}
+    with pytest.raises(UserError, match="No space left on device.*free some space"):
+        write_directory(tmp_path / "x", lambda partial: write_sliced(partial, items))
     assert not os.listdir(tmp_path)
 
 
-def test_sliced_arrays_in_chunks(tmp_path, monkeypatch):
-    from bagpiper_jax import store
-
-    monkeypatch.setattr(store, "_CHUNK_BYTES", 100)
-    value = np.arange(7 * 20, dtype=np.float32).reshape(7, 20)
-    asked, written = [], []
+def test_an_interrupted_write_stops_at_once_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_CHUNK_BYTES", 12)
+    asked = []
 
     def cut(index):
-        asked.append(index[0])
-        return value[index]
+        asked.append(index)
+        if len(asked) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+        return np.zeros((1, 3), np.float32)
 
-    array = SlicedArray(value.shape, value.dtype, cut)
-    write_sliced(str(tmp_path), {"weights": {"a.b": array}}, written.append)
-    assert len(asked) == 7 and sum(written) == value.nbytes
-    found = open_sliced(str(tmp_path))["a.b"]
-    np.testing.assert_array_equal(found.cut((slice(2, 4), slice(None))), value[2:4])
+    items = {"weights": {"a.b": SlicedArray((200, 3), np.dtype(np.float32), cut)}}
+    with pytest.raises(KeyboardInterrupt):
+        write_directory(tmp_path / "x", lambda partial: write_sliced(partial, items))
+    assert len(asked) < 50 and not os.listdir(tmp_path)
+
+
+def test_sliced_arrays_in_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_CHUNK_BYTES", 200)
+    rng, asked, written = np.random.default_rng(0), [], []
+    narrow = rng.standard_normal((7, 20), np.float32)  # two rows of 80 bytes a chunk
+    wide = rng.standard_normal((3, 10, 8), np.float32)  # five of the ten rows of axis 1
+    items = {
+        "weights": {"a.b": sliced(narrow, asked), "a.c": sliced(wide), "d": sliced(narrow[0])},
+        "codec": {"0.b": sliced(wide), "0.c": sliced(narrow)},
+    }
+    write_sliced(str(tmp_path), items, written.append)
+    assert [(s.start, s.stop) for s in asked] == [(0, 2), (2, 4), (4, 6), (6, 7)]
+    assert sum(written) == sum(a.nbytes for arrays in items.values() for a in arrays.values())
+    for item, arrays in items.items():
+        found = open_sliced(str(tmp_path), item)
+        assert found.keys() == arrays.keys()
+        for name, array in arrays.items():
+            whole = (slice(None),) * array.ndim
+            np.testing.assert_array_equal(found[name].cut(whole), array.cut(whole))
+    chunks = os.listdir(tmp_path / "checkpoints" / "0" / "weights" / "a.c")
+    assert sorted(c for c in chunks if c[0] != ".") == [
+        f"{i}.{j}.0" for i in range(3) for j in (0, 1)
+    ]
+
+
+def test_x_codec_goes_along(tensors, tmp_path):
+    config = get_config("tiny")
+    model = XCodecModel(CODEC, rngs=nnx.Rngs(0))
+    whole = to_espnet(bp.Bagpiper(config, rngs=nnx.Rngs(0)), model, dtype=None)
+    found = {n: np.asarray(t) for n, t in whole.items() if "codec_model" in n} | tensors
+    lean = {n: t for n, t in found.items() if "decoder_semantic" not in n}  # what may be missing
+    for name, kept in (("whole", found), ("lean", lean)):
+        lazy = {n: LazyTensor(t.shape, t.dtype, lambda t=t: t) for n, t in kept.items()}
+        table, lazy = fit("the source", lazy, config, CODEC)
+        path = str(tmp_path / name)
+        write_run(path, table, lazy, config, codec=CODEC)
+        again = open_run(path, config)
+        for n, t in kept.items():
+            np.testing.assert_array_equal(again[n].read(), t)
+    same(bp.load(path), bp.porting.from_espnet(tensors, config)[0])
+    wav = 0.1 * np.random.default_rng(0).standard_normal(8_000).astype(np.float32)
+    codes = load_xcodec(path, 4).encode(wav)
+    np.testing.assert_array_equal(codes, XCodec(model, num_books=4).encode(wav))
+    shutil.rmtree(os.path.join(path, "checkpoints", "0", "codec"))
+    with pytest.raises(UserError, match="holds no codec"):
+        load_xcodec(path, 4)
+
+
+def test_a_new_model_by_the_command_line(tensors, tmp_path, capsys):
+    renamed = {
+        n.split("continuous_audio.model.")[-1]: t for n, t in tensors.items() if "tower" in n
+    }
+    tower = write(tmp_path / "tower", renamed)
+    text = {n: t for n, t in tensors.items() if n.startswith("model.")}
+    text["model.embed_tokens.weight"] = text["model.embed_tokens.weight"][:320]
+    llm, out = write(tmp_path / "llm", text), str(tmp_path / "new")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    argv = ["convert", llm, out, "--to", "orbax", "--config", "tiny", "--tower", tower]
+    assert main([*argv, "--tokenizer", str(tmp_path / "none.json")]) == 2
+    assert "there is no tokenizer" in capsys.readouterr().err and not os.path.exists(out)
+    argv += ["--tokenizer", str(tmp_path / "tokenizer.json")]
+    assert main([*argv, "--verify", "bits"]) == 0
+    assert os.path.exists(os.path.join(out, "tokenizer.json"))
+    model = bp.load(out)
+    assert not model.config.vocab.zero_text_id_is_pad
+    np.testing.assert_array_equal(
+        model.model.embed_tokens[256:576], text["model.embed_tokens.weight"].astype(np.float32)
+    )
+    whole = write(tmp_path / "whole", tensors)
+    assert main(["convert", whole, str(tmp_path / "y"), *argv[3:]]) == 2
+    assert "is a whole Bagpiper already: leave out --tower" in capsys.readouterr().err
+    assert main(["convert", out, str(tmp_path / "y"), *argv[3:]]) == 2
+    assert "leave out --tower and --config" in capsys.readouterr().err
+    assert main(["convert", whole, str(tmp_path / "y"), "--to", "orbax", "--codec", "z"]) == 2
+    assert "--codec is for a new model" in capsys.readouterr().err
+
+
+def test_a_tied_head_may_be_there_twice(tensors):
+    tiny = get_config("tiny")
+    tied = dataclasses.replace(
+        tiny, decoder=dataclasses.replace(tiny.decoder, tie_word_embeddings=True)
+    )
+    embed = tensors["model.embed_tokens.weight"]
+    for head, message in ((embed, None), (embed + 1, "but the config ties them")):
+        both = tensors | {"lm_head.weight": head}
+        lazy = {n: LazyTensor(t.shape, t.dtype, lambda t=t: t) for n, t in both.items()}
+        if message:
+            with pytest.raises(UserError, match=message):
+                fit("the source", lazy, tied)
+            continue
+        table, lazy = fit("the source", lazy, tied)
+        assert "lm_head.weight" not in lazy
+        assert outputs_of(table, lazy, tied, "espnet").keys() == both.keys() | {"vocab_weight"}
 
 
 def test_the_language_model_alone(source, tmp_path):
@@ -238,4 +379,5 @@ def test_the_language_model_alone(source, tmp_path):
     assert main(["convert", source, str(out), "--to", "qwen3", "--config", "tiny"]) == 0
     assert all(n.startswith(("model.", "lm_head.")) for n in open_checkpoint(str(out)))
     described = json.loads((out / "config.json").read_text())
+    assert described["dtype"] == "bfloat16"
     assert described["model_type"] == "qwen3" and described["rope_parameters"]["rope_theta"] == 1e4

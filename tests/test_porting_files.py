@@ -209,7 +209,11 @@ def test_convert_writes_what_it_read(tmp_path, capsys):
     argv = ["convert", str(source), target, "--to", "safetensors", "--config", "tiny"]
     assert main([*argv, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "stream_emb.weight  [4, 32]  bfloat16" in lines and not os.path.exists(target)
+    assert "stream_emb.weight  [4, 32]  bfloat16  ↔  stream_emb" in lines
+    name = "model.layers.1.mlp.up_proj"
+    place = "model.layers.mlp.up_proj.kernel[1]"
+    assert f"{name}.weight  [48, 32]  bfloat16  ↔  {place}" in lines
+    assert not os.path.exists(target)
     assert main([*argv, "--verify", "bits"]) == 0
     assert "every bit as in" in capsys.readouterr().out
     whole.pop("vocab_weight")  # the served form has none

@@ -11,10 +11,11 @@ from typing import Any
 from bagpiper_jax.evaluation import asr, text_metrics
 from bagpiper_jax.evaluation.rendering_probe import hear, normal_form, render, spoken_scenes
 from bagpiper_jax.files import write_json
-from bagpiper_jax.inference.pipeline import SAMPLING_FILE, Pipeline
+from bagpiper_jax.inference.pipeline import Pipeline
 from bagpiper_jax.inference.sampling import AUDIO, TEXT, Sampling
 from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
 from bagpiper_jax.input_pipeline.scenes import Corpus
+from bagpiper_jax.release import SAMPLING_FILE
 
 TRIALS_FILE = "sampling_trials.json"
 TEMPERATURES = (0.0, 0.6, 0.8)

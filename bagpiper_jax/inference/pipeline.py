@@ -6,8 +6,10 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from bagpiper_jax import vocab as vocab_lib
 from bagpiper_jax.audio import SAMPLE_RATE, prepare_audio
@@ -19,10 +21,9 @@ from bagpiper_jax.loading import load
 from bagpiper_jax.log_mel import mel_windows
 from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.codec import Codec
-from bagpiper_jax.release import MINI, load_assets
+from bagpiper_jax.release import MINI, SAMPLING_FILE, load_assets
 from bagpiper_jax.tokenizer import Tokenizer
 
-SAMPLING_FILE = "sampling.json"
 _ROOM_STEP = 64  # rows
 _MAX_MESSAGES = 4
 
@@ -46,8 +47,12 @@ class Pipeline:
         self._generator = Generator(model)
 
     @classmethod
-    def load(cls, path: str | os.PathLike = MINI) -> Pipeline:
+    def load(
+        cls, path: str | os.PathLike = MINI, mesh: Mesh | None = None, dtype: Any = None
+    ) -> Pipeline:
         """From a model directory (see `release`); the embedded mini model by default.
+
+        `mesh` and `dtype` are those of `bp.load`.
 
         A `sampling.json` beside the weights holds the settings chosen for them on development data.
 
@@ -55,7 +60,7 @@ class Pipeline:
           UserError: something is missing, damaged or does not fit.
         """
         assets = load_assets(os.fspath(path))
-        model = load(path)
+        model = load(path, mesh, dtype)
         settings = {"text": TEXT, "audio": AUDIO}
         file = os.path.join(path, SAMPLING_FILE)
         if os.path.exists(file):

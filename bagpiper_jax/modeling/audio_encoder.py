@@ -104,7 +104,9 @@ class AudioEncoder(nnx.Module):
         block = self.config.block_windows
         if windows % block:
             raise ValueError(f"{windows} windows are not a multiple of the encoder block {block}")
-        x = mel.reshape(batch * windows, WINDOW_FRAMES, self.config.num_mel_bins, 1)
+        inside = jnp.arange(WINDOW_FRAMES) < frames[..., None]
+        x = jnp.where(inside[..., None], mel, 0)  # the convolutions look past the end of a clip
+        x = x.reshape(batch * windows, WINDOW_FRAMES, self.config.num_mel_bins, 1)
         for conv in (self.conv2d1, self.conv2d2, self.conv2d3):
             x = gelu(conv(x))
         # the original flattens channels before mel bins

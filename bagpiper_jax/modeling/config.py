@@ -90,7 +90,7 @@ QWEN3 = {
 
 
 def _bagpiper(size: str) -> BagpiperConfig:
-    """The published parts around a Qwen3 of some size; 8b is the published model, quirk included."""
+    """The published parts around a Qwen3; 8b is the published model, its quirk included."""
     return BagpiperConfig(
         vocab=Vocabulary(zero_text_id_is_pad=size == "8b"),
         decoder=QWEN3[size],

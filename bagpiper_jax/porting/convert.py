@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping, Sequence
 
@@ -12,22 +13,32 @@ from flax import nnx
 from tqdm import tqdm
 
 from bagpiper_jax.errors import UserError
-from bagpiper_jax.files import write_json
-from bagpiper_jax.modeling.config import BagpiperConfig, get_config, to_dict
-from bagpiper_jax.modeling.xcodec_model import XCodecModel
-from bagpiper_jax.porting.espnet import VOCAB_WEIGHT, fit
+from bagpiper_jax.files import check_vacant, write_directory, write_json
+from bagpiper_jax.modeling.config import BagpiperConfig, from_dict, get_config, to_dict
+from bagpiper_jax.modeling.xcodec_model import XCodecConfig, XCodecModel
+from bagpiper_jax.porting.espnet import EMBED, HEAD, VOCAB_WEIGHT, fit
 from bagpiper_jax.porting.parts import assemble
-from bagpiper_jax.porting.rows import XCODEC
-from bagpiper_jax.porting.runs import open_run, write_run
+from bagpiper_jax.porting.rows import CODEC, XCODEC
+from bagpiper_jax.porting.runs import codec_of, is_run, open_run, write_run
 from bagpiper_jax.porting.sources import LazyTensor, fold_norms, open_checkpoint
-from bagpiper_jax.porting.state import table_of
+from bagpiper_jax.porting.state import FLOATS, table_of
 from bagpiper_jax.porting.table import Entry
+from bagpiper_jax.porting.verify import compare_numbers, need_originals
 from bagpiper_jax.porting.writers import write_safetensors, write_torch
-from bagpiper_jax.release import MODEL_FILE, QWEN3_TOKENIZER_FILE, read_config
+from bagpiper_jax.release import (
+    CODEC_FILE,
+    QWEN3_TOKENIZER_FILE,
+    SAMPLING_FILE,
+    TOKENIZER_FILE,
+    read_config,
+)
 
 TARGETS = ("espnet", "safetensors", "orbax", "qwen3")
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 _LANGUAGE_MODEL = ("model.", "lm_head.")
+_SMALL_FILES = (TOKENIZER_FILE, QWEN3_TOKENIZER_FILE, CODEC_FILE, SAMPLING_FILE)
+_OWN = "bagpiper_jax"  # key of our own shapes in config.json
+_BLOCK_BYTES = 64 << 20
 
 
 def convert(
@@ -35,7 +46,7 @@ def convert(
     target: str,
     to: str,
     *,
-    config: str = "bagpiper_8b",
+    config: str | None = None,
     tower: str | None = None,
     codec: str | None = None,
     tokenizer: str | None = None,
@@ -51,7 +62,7 @@ def convert(
       target: file (espnet) or directory to write.
       to: "espnet"; "safetensors", for the vLLM fork; "orbax", for this project; "qwen3", the
         language model alone, for transformers.
-      config: preset that a source without `model.json` must fit.
+      config: preset that a source without shapes of its own must fit; bagpiper_8b if None.
       tower: a Qwen3-Omni directory, whose audio tower the new model takes.
       codec: an X-codec directory, whose weights the new model takes.
       tokenizer: Qwen3's `tokenizer.json`, to lie beside an Orbax checkpoint.
@@ -69,29 +80,38 @@ def convert(
     """
     if to not in TARGETS:
         raise UserError(f"cannot convert to {to!r}: choose one of {', '.join(TARGETS)}")
-    if verify and to == "qwen3":
-        raise UserError("a language model alone cannot be verified: convert to another form first")
-    shapes, tensors = _open(source, config, tower, codec)
-    table, tensors = fit(source, tensors, shapes)
-    if dtype:
-        tensors = {name: _cast(t, DTYPES[dtype]) for name, t in tensors.items()}
+    if tokenizer and not os.path.isfile(tokenizer):
+        raise UserError(f"there is no tokenizer {tokenizer}")
+    if to != "espnet" and not dry_run:
+        check_vacant(target)
+    if verify == "numbers":
+        if to == "qwen3":
+            raise UserError("of a language model alone only bits are verified: --verify bits")
+        need_originals()
+    kind = DTYPES[dtype] if dtype else None
+    shapes, tensors, shape = _open(source, config, tower, codec, kind)
+    table, tensors = fit(source, tensors, shapes, shape)
     outputs = outputs_of(table, tensors, shapes, to)
     size = sum(output.num_bytes for output in outputs.values())
     if dry_run:
-        lines = [f"{n}  {list(t.shape)}  {np.dtype(t.dtype).name}" for n, t in outputs.items()]
+        places = {e.source: e for e in table}
+        lines = [_described(n, t, places.get(n)) for n, t in outputs.items()]
         return [*lines, f"{len(outputs)} tensors, {size / 1e9:.2f} GB"]
     with tqdm(total=size, unit="B", unit_scale=True, desc=f"write {to}") as bar:
         if to == "espnet":
             write_torch(target, outputs, bar.update)
         elif to == "orbax":
-            beside = os.path.join(source, QWEN3_TOKENIZER_FILE)
-            found = tokenizer or (beside if os.path.exists(beside) else None)
-            write_run(target, table, outputs, shapes, bar.update, found)
+            beside = _beside(source, tokenizer)
+            write_run(
+                target, table, outputs, shapes, codec=shape, beside=beside, progress=bar.update
+            )
         else:
-            write_safetensors(target, outputs, bar.update)
-            described = served_config(shapes) if to == "safetensors" else qwen3_config(shapes)
-            write_json(os.path.join(target, "config.json"), described)
+            write_directory(
+                target, lambda p: _write_directory(p, outputs, shapes, to, bar.update), size
+            )
     lines = [f"{target}: {len(outputs)} tensors, {size / 1e9:.2f} GB"]
+    if not any(name.startswith(CODEC) for name in outputs) and to != "qwen3":
+        lines.append("without an X-codec: the source has none")
     if verify:
         if to == "orbax":  # there, what the source may lack is zero
             written = {n: t for n, t in open_run(target, shapes).items() if n in outputs}
@@ -100,18 +120,24 @@ def convert(
         compare(target, outputs, written)
         lines.append(f"every bit as in {source}" + (f", cast to {dtype}" if dtype else ""))
     if verify == "numbers":
-        from bagpiper_jax.porting.verify import compare_numbers
-
-        lines += compare_numbers(outputs, written, shapes)
+        lines += compare_numbers(outputs, written, shapes, shape)
     return lines
 
 
-def _open(source, config, tower, codec) -> tuple[BagpiperConfig, dict[str, LazyTensor]]:
-    """Shapes of the model and tensors of the source; none is read yet."""
-    if os.path.exists(os.path.join(source, MODEL_FILE)):
+def _open(
+    source: str, config: str | None, tower: str | None, codec: str | None, dtype: np.dtype | None
+) -> tuple[BagpiperConfig, dict[str, LazyTensor], XCodecConfig | None]:
+    """Shapes of the model, tensors of the source, shapes of its X-codec; none is read yet."""
+    if codec and not tower:
+        raise UserError("--codec is for a new model: give --tower too")
+    if is_run(source):
+        if tower or config:
+            raise UserError(
+                f"{source} is a whole model with shapes of its own: leave out --tower and --config"
+            )
         shapes = read_config(source)
-        return shapes, open_run(source, shapes)
-    shapes, tensors = get_config(config), open_checkpoint(source)
+        return shapes, open_run(source, shapes, dtype), codec_of(source)
+    shapes, tensors = get_config(config or "bagpiper_8b"), open_checkpoint(source)
     if tower:
         parts = (open_checkpoint(tower), _open_codec(codec) if codec else None)
         # the quirk of the published weights is theirs alone
@@ -123,11 +149,50 @@ def _open(source, config, tower, codec) -> tuple[BagpiperConfig, dict[str, LazyT
             f"{source} is a language model without audio: give --tower (and --codec) to start a "
             "new Bagpiper from it"
         )
-    return shapes, tensors
+    elif not config:
+        shapes = _served_shapes(source) or shapes
+    if dtype is not None:
+        tensors = {name: _cast(t, dtype) for name, t in tensors.items()}
+    return shapes, tensors, None
+
+
+def _served_shapes(source: str) -> BagpiperConfig | None:
+    """Shapes that `served_config` put beside safetensors."""
+    try:
+        with open(os.path.join(source, "config.json"), encoding="utf-8") as file:
+            return from_dict(json.load(file)[_OWN])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # somebody else's
 
 
 def _cast(tensor: LazyTensor, dtype: np.dtype) -> LazyTensor:
+    if tensor.dtype == dtype or tensor.dtype not in FLOATS:
+        return tensor
     return LazyTensor(tensor.shape, dtype, lambda: np.asarray(tensor.read(), dtype))
+
+
+def _beside(source: str, tokenizer: str | None) -> dict[str, str]:
+    """Small files of the source's directory that an Orbax one has too, by name."""
+    found = {name: os.path.join(source, name) for name in _SMALL_FILES}
+    found = {name: path for name, path in found.items() if os.path.isfile(path)}
+    return found | ({QWEN3_TOKENIZER_FILE: tokenizer} if tokenizer else {})
+
+
+def _described(name: str, tensor: LazyTensor, entry: Entry | None) -> str:
+    """A line of the table: tensor ↔ parameter."""
+    line = f"{name}  {list(tensor.shape)}  {np.dtype(tensor.dtype).name}"
+    if entry is None:
+        return line
+    place = entry.target if entry.layer is None else f"{entry.target}[{entry.layer}]"
+    return f"{line}  ↔  {place}"
+
+
+def _write_directory(directory, outputs, shapes, to, progress) -> None:
+    write_safetensors(directory, outputs, progress)
+    kinds = {np.dtype(tensor.dtype).name for tensor in outputs.values()}
+    dtype = kinds.pop() if len(kinds) == 1 else "float32"
+    described = served_config(shapes, dtype) if to == "safetensors" else qwen3_config(shapes, dtype)
+    write_json(os.path.join(directory, "config.json"), described)
 
 
 def outputs_of(
@@ -138,6 +203,8 @@ def outputs_of(
     if to == "qwen3":
         return {n: t for n, t in outputs.items() if n.startswith(_LANGUAGE_MODEL)}
     if to == "espnet":
+        if config.decoder.tie_word_embeddings:  # PyTorch has the table under both its names
+            outputs[HEAD] = outputs[EMBED]
         weights = config.vocab.token_weights()
         outputs[VOCAB_WEIGHT] = LazyTensor(weights.shape, weights.dtype, lambda: weights)
     return outputs
@@ -167,7 +234,8 @@ def compare(
 
 def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     a, b = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
-    return np.array_equal(a, b)
+    blocks = range(0, len(a), _BLOCK_BYTES)
+    return all(np.array_equal(a[i : i + _BLOCK_BYTES], b[i : i + _BLOCK_BYTES]) for i in blocks)
 
 
 def _open_codec(path: str) -> dict[str, LazyTensor]:
@@ -175,30 +243,32 @@ def _open_codec(path: str) -> dict[str, LazyTensor]:
     return fold_norms(open_checkpoint(path), [e.source for e in table_of(XCODEC, state)])
 
 
-def served_config(config: BagpiperConfig) -> dict:
+def served_config(config: BagpiperConfig, dtype: str = "bfloat16") -> dict:
     """`config.json` of a served model: the parts' shapes under their names in transformers.
 
-    Of the vLLM fork's own file only `model_type` is known; the rest is a proposal.
+    Of the vLLM fork's own file only `model_type` is known; the rest is a proposal. All shapes in
+    our own words are in it too, so that converting back needs no other file.
     """
     encoder = to_dict(config)["encoder"]
     return {
         "model_type": "bagpiper",
         "architectures": ["BagpiperForConditionalGeneration"],
-        "torch_dtype": "bfloat16",
+        "dtype": dtype,
         "vocab_size": config.vocab.size,
         "num_stream": config.vocab.num_streams,
         "text_config": _decoder_config(config),
         "audio_config": encoder | {"model_type": "qwen3_omni_moe_audio_encoder"},
         "codec_config": {"codebook_size": config.vocab.codebook_size, "model_type": "xcodec"},
+        _OWN: to_dict(config),
     }
 
 
-def qwen3_config(config: BagpiperConfig) -> dict:
+def qwen3_config(config: BagpiperConfig, dtype: str = "bfloat16") -> dict:
     """`config.json` of the language model alone, as transformers ≥ 5 reads it."""
     return _decoder_config(config) | {
         "architectures": ["Qwen3ForCausalLM"],
         "vocab_size": config.vocab.size,
-        "torch_dtype": "bfloat16",
+        "dtype": dtype,
     }
 
 

@@ -18,8 +18,9 @@ from bagpiper_jax.porting.rows import BAGPIPER, CODEC
 from bagpiper_jax.porting.sources import LazyTensor, fold_norms
 from bagpiper_jax.porting.state import check, fill, table_of, tensors_of
 from bagpiper_jax.porting.table import Entry
-from bagpiper_jax.trees import dotted
+from bagpiper_jax.trees import dotted, set_leaves
 
+HEAD, EMBED = "lm_head.weight", "model.embed_tokens.weight"
 VOCAB_WEIGHT = "vocab_weight"  # a buffer: the weight of each id in the loss
 
 
@@ -92,21 +93,42 @@ def from_espnet(
 
 
 def fit(
-    source: str, tensors: dict[str, LazyTensor], config: BagpiperConfig
+    source: str,
+    tensors: dict[str, LazyTensor],
+    config: BagpiperConfig,
+    codec: XCodecConfig | None = None,
 ) -> tuple[list[Entry], dict[str, LazyTensor]]:
     """The table that an opened checkpoint fills, and its tensors with weight norms folded.
 
+    Args:
+      source: its name, for messages.
+      tensors: of the checkpoint; those of an X-codec are all there, or none is.
+      config: of the model.
+      codec: of the X-codec, where there is one; that of the published model if None.
+
     Raises:
-      UserError: as `from_espnet`; nothing is read but `vocab_weight`.
+      UserError: as `from_espnet`; nothing is read but `vocab_weight` and a tied head.
     """
     with_codec = any(name.startswith(CODEC) for name in tensors)
-    state = states(*abstract(config, XCodecConfig() if with_codec else None))
+    state = states(*abstract(config, (codec or XCodecConfig()) if with_codec else None))
     table = table_of(BAGPIPER, state, config.vocab.size)
-    tensors = fold_norms(tensors, [entry.source for entry in table])
+    tensors = _without_tied_head(fold_norms(tensors, [e.source for e in table]), config)
     check(source, table, tensors, ignored=(VOCAB_WEIGHT,))
     read = {name: t.read() for name, t in tensors.items() if name == VOCAB_WEIGHT}
     check_vocab_weight(read, config)
     return table, tensors
+
+
+def _without_tied_head(
+    tensors: dict[str, LazyTensor], config: BagpiperConfig
+) -> dict[str, LazyTensor]:
+    """PyTorch saves the one table of a tied model under both its names."""
+    head, embed = tensors.get(HEAD), tensors.get(EMBED)
+    if not config.decoder.tie_word_embeddings or head is None or embed is None:
+        return tensors
+    if head.shape != embed.shape or not np.array_equal(head.read(), embed.read()):
+        raise UserError(f"{HEAD} differs from {EMBED}, but the config ties them: choose another")
+    return {name: tensor for name, tensor in tensors.items() if name != HEAD}
 
 
 def check_vocab_weight(tensors: Mapping[str, Any], config: BagpiperConfig) -> None:
@@ -120,18 +142,15 @@ def check_vocab_weight(tensors: Mapping[str, Any], config: BagpiperConfig) -> No
         first = int(np.flatnonzero(theirs != ours)[0])
         raise UserError(
             f"{VOCAB_WEIGHT}[{first}] is {theirs[first]:g}, the config says {ours[first]:g}: "
-            "give the vocabulary of the config the checkpoint's codec_weight"
+            "give a config whose vocab.codec_weight is the checkpoint's"
         )
 
 
 def update(model: Bagpiper, codec: XCodecModel | None, arrays: Mapping[str, Any]) -> None:
     """Puts arrays, by dotted path, into a model and its codec."""
-    for module, prefix in ((model, ""), (codec, "codec.")):
-        if module is not None:
-            state = nnx.state(module)
-            flat = list(nnx.to_flat_state(state))
-            new = [(p, v.replace(arrays[prefix + ".".join(map(str, p))])) for p, v in flat]
-            nnx.update(module, nnx.from_flat_state(new))
+    set_leaves(model, arrays)
+    if codec is not None:
+        set_leaves(codec, arrays, "codec.")
 
 
 def states(model: Bagpiper, codec: XCodecModel | None) -> Any:

@@ -42,6 +42,8 @@ def assemble(
     """
     if _TABLES[0] not in qwen3:
         raise UserError(f"the language model has no {_TABLES[0]}: give a Qwen3 directory")
+    if "stream_emb.weight" in qwen3:
+        raise UserError("the language model is a whole Bagpiper already: leave out --tower")
     found = dict(qwen3)
     embed = found.pop(_TABLES[0])
     head = found.pop(_TABLES[1], embed)

@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from bagpiper_jax.errors import UserError
-from bagpiper_jax.files import make_directory, write_json, write_whole
+from bagpiper_jax.files import write_directory, write_json
 from bagpiper_jax.modeling.config import BagpiperConfig
 from bagpiper_jax.modeling.xcodec_model import XCodecConfig
 from bagpiper_jax.porting.espnet import abstract, states
@@ -23,62 +22,95 @@ from bagpiper_jax.porting.table import Entry
 from bagpiper_jax.porting.writers import Progress
 from bagpiper_jax.release import (
     MODEL_FILE,
-    QWEN3_TOKENIZER_FILE,
     WEIGHTS_FILE,
     XCODEC_FILE,
     read_xcodec_config,
     write_config,
 )
 from bagpiper_jax.store import SlicedArray, open_sliced, write_sliced
+from bagpiper_jax.trees import mismatches
 
 _CODEC = "codec."
+_BLOCK_BYTES = 64 << 20
 
 
-def open_run(directory: str, config: BagpiperConfig) -> dict[str, LazyTensor]:
-    """The tensors of a model directory under the names of ESPnet; nothing is read yet.
+def is_run(path: str) -> bool:
+    """Whether a path is a model directory of this project."""
+    return os.path.exists(os.path.join(path, MODEL_FILE))
+
+
+def open_arrays(
+    directory: str, config: BagpiperConfig, codec: XCodecConfig | None = None
+) -> dict[str, SlicedArray]:
+    """The arrays of a model directory by dotted path, an X-codec's under "codec.".
+
+    Args:
+      directory: a release, a run's workdir, or what `write_run` wrote.
+      config: of the model.
+      codec: of its X-codec; None leaves that out.
 
     Raises:
-      UserError: no checkpoint, a damaged one, or one that does not fit the model.
+      UserError: no checkpoint, a damaged one, or one that does not fit, by name.
     """
     weights = os.path.join(directory, WEIGHTS_FILE)
     if os.path.exists(weights):
         arrays = {name: _sliced(tensor) for name, tensor in open_safetensors(weights).items()}
     else:
         arrays = open_sliced(directory)
-    codec = None
-    if os.path.exists(os.path.join(directory, XCODEC_FILE)):
-        codec = read_xcodec_config(directory)
+    if codec is not None:
         arrays |= {_CODEC + name: a for name, a in open_sliced(directory, "codec").items()}
-    state = states(*abstract(config, codec))
-    wrong = [f"{path} is missing" for path in state if path not in arrays]
-    wrong += [f"{path} is unexpected" for path in arrays if path not in state]
-    wrong += [
-        f"{path} has shape {list(arrays[path].shape)}, not {list(leaf.shape)}"
-        for path, leaf in state.items()
-        if path in arrays and arrays[path].shape != tuple(leaf.shape)
-    ]
+    wrong = mismatches(states(*abstract(config, codec)), arrays)
     if wrong:
-        raise UserError(f"{directory} does not fit its {MODEL_FILE}: {'; '.join(sorted(wrong))}")
-    table = table_of(BAGPIPER, state, config.vocab.size)
-    return {entry.source: _tensor(entry, arrays[entry.target]) for entry in table}
+        raise UserError(f"{directory} does not fit its {MODEL_FILE}: {'; '.join(wrong)}")
+    return arrays
 
 
 def _sliced(tensor: LazyTensor) -> SlicedArray:
     return SlicedArray(tensor.shape, tensor.dtype, lambda index: tensor.read()[index])
 
 
-def _tensor(entry: Entry, array: SlicedArray) -> LazyTensor:
-    def read() -> np.ndarray:
-        whole = (slice(None),) * (array.ndim - 1)
-        if entry.layer is not None:
-            part = array.cut((slice(entry.layer, entry.layer + 1), *whole))[0]
-        elif entry.row.padded:
-            part = array.cut((slice(0, entry.shape[0]), *whole))
-        else:
-            part = array.cut((slice(None), *whole))
-        return entry.row.transform.backward(part)
+def codec_of(directory: str) -> XCodecConfig | None:
+    """Shapes of a model directory's X-codec, if it has one."""
+    there = os.path.exists(os.path.join(directory, XCODEC_FILE))
+    return read_xcodec_config(directory) if there else None
 
-    return LazyTensor(entry.shape, array.dtype, read)
+
+def open_run(
+    directory: str, config: BagpiperConfig, dtype: np.dtype | None = None
+) -> dict[str, LazyTensor]:
+    """The tensors of a model directory under the names of ESPnet; nothing is read yet.
+
+    Args:
+      directory: see `open_arrays`.
+      config: of the model.
+      dtype: of the tensors; that of each array if None.
+
+    Raises:
+      UserError: see `open_arrays`.
+    """
+    codec = codec_of(directory)
+    arrays = open_arrays(directory, config, codec)
+    table = table_of(BAGPIPER, states(*abstract(config, codec)), config.vocab.size)
+    return {entry.source: _tensor(entry, arrays[entry.target], dtype) for entry in table}
+
+
+def _tensor(entry: Entry, array: SlicedArray, dtype: np.dtype | None) -> LazyTensor:
+    dtype = np.dtype(dtype or array.dtype)
+    first, stop = 0, entry.shape[0] if entry.row.padded else array.shape[0]
+    if entry.layer is not None:
+        first, stop = entry.layer, entry.layer + 1
+
+    def read() -> np.ndarray:
+        part = np.empty((stop - first, *array.shape[1:]), dtype)
+        row = part[:1].nbytes
+        step = max(1, _BLOCK_BYTES // max(row, 1))
+        for start in range(0, len(part), step):  # so that what is cast is never there twice
+            end = min(start + step, len(part))
+            index = (slice(first + start, first + end), *(slice(None),) * (array.ndim - 1))
+            part[start:end] = array.cut(index)
+        return entry.row.transform.backward(part if entry.layer is None else part[0])
+
+    return LazyTensor(entry.shape, dtype, read)
 
 
 def write_run(
@@ -86,46 +118,69 @@ def write_run(
     table: Sequence[Entry],
     tensors: Mapping[str, LazyTensor],
     config: BagpiperConfig,
+    *,
+    codec: XCodecConfig | None = None,
+    beside: Mapping[str, str] | None = None,
     progress: Progress = lambda _: None,
-    tokenizer: str | None = None,
 ) -> None:
     """Writes a directory that `bp.load` and `Pipeline.load` read: shapes, Orbax checkpoint, codec.
 
     Args:
-      directory: to write.
+      directory: to write; it appears when it is whole.
       table, tensors: from `fit`.
       config: of the model.
+      codec: of the X-codec, where there is one; that of the published model if None.
+      beside: name → file to copy into the directory: tokenizer, embedded codec, sampling.
       progress: called with the bytes written since the last call.
-      tokenizer: a `tokenizer.json` to copy.
 
     Raises:
-      UserError: the directory holds checkpoints already, or cannot be written.
+      UserError: something is there already, or it cannot be written; nothing is left then.
     """
     with_codec = any(entry.target.startswith(_CODEC) for entry in table)
-    codec = XCodecConfig() if with_codec else None
+    codec = (codec or XCodecConfig()) if with_codec else None
     state = states(*abstract(config, codec))
     kinds: dict[str, set] = {}
     for entry in table:
         if entry.source in tensors:
             kinds.setdefault(entry.target, set()).add(np.dtype(tensors[entry.source].dtype))
+    read = _Reader(tensors)
 
     def place(path, shape, cut):
         found = kinds.get(path, set())
-        dtype = found.pop() if len(found) == 1 else np.dtype(np.float32)
+        dtype = next(iter(found)) if len(found) == 1 else np.dtype(np.float32)
         return SlicedArray(shape, dtype, lambda i: np.ascontiguousarray(cut(i), dtype))
 
-    read = lambda name: tensors[name].read() if name in tensors else None  # noqa: E731
     arrays = fill(table, read, state, place)
-    make_directory(directory)
     items = {"weights": {p: a for p, a in arrays.items() if not p.startswith(_CODEC)}}
-    if with_codec:
+    if codec is not None:
         items["codec"] = {
             p.removeprefix(_CODEC): a for p, a in arrays.items() if p.startswith(_CODEC)
         }
-    write_sliced(directory, items, progress)
-    if codec is not None:
-        write_json(os.path.join(directory, XCODEC_FILE), dataclasses.asdict(codec))
-    if tokenizer:
-        file = os.path.join(directory, QWEN3_TOKENIZER_FILE)
-        write_whole(file, lambda p: shutil.copyfile(tokenizer, p))
-    write_whole(os.path.join(directory, MODEL_FILE), lambda p: write_config(p, config))
+
+    def write(partial: str) -> None:
+        for name, file in (beside or {}).items():
+            with open(file, "rb") as source, open(os.path.join(partial, name), "wb") as copy:
+                copy.write(source.read())
+        write_config(os.path.join(partial, MODEL_FILE), config)
+        if codec is not None:
+            write_json(os.path.join(partial, XCODEC_FILE), dataclasses.asdict(codec))
+        write_sliced(partial, items, progress)
+
+    write_directory(directory, write, sum(tensor.num_bytes for tensor in tensors.values()))
+
+
+class _Reader:
+    """Reads tensors, the last one once: tables are written by rows, and may be made, not mapped."""
+
+    def __init__(self, tensors: Mapping[str, LazyTensor]):
+        self._tensors = tensors
+        self._last: tuple[str, np.ndarray] | None = None
+
+    def __call__(self, name: str) -> np.ndarray | None:
+        if name not in self._tensors:
+            return None
+        last = self._last
+        if last is None or last[0] != name:
+            self._last = None  # before the next one is made
+            last = self._last = (name, self._tensors[name].read())
+        return last[1]

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pickle
+import zipfile
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -73,9 +74,10 @@ def _open_directory(path: str) -> dict[str, LazyTensor]:
         try:
             with open(index, encoding="utf-8") as file:
                 places: dict[str, str] = json.load(file)["weight_map"]
-        except (OSError, ValueError, KeyError) as e:
+            names = set(places.values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise UserError(f"{index} is damaged: download it again") from e
-        shards = {name: os.path.join(path, name) for name in sorted(set(places.values()))}
+        shards = {name: os.path.join(path, name) for name in sorted(names)}
         lost = [name for name, shard in shards.items() if not os.path.exists(shard)]
         if lost:
             raise UserError(f"{path} lacks the shards {', '.join(lost)}: download them")
@@ -112,11 +114,13 @@ def open_safetensors(path: str) -> dict[str, LazyTensor]:
             if not 2 <= length <= size - 8:
                 raise ValueError("no header")
             header: dict[str, Any] = json.loads(file.read(length))
-    except ValueError as e:
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from e
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
         raise UserError(f"{path} is no safetensors file, or is truncated: copy it again") from e
-    header.pop("__metadata__", None)
     start = 8 + length
-    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if start + end > size:
         raise UserError(f"{path} is truncated: it has {size} of {start + end} bytes, copy it again")
     data = np.memmap(path, np.uint8, mode="r")
@@ -143,18 +147,23 @@ def _open_torch(path: str) -> dict[str, LazyTensor]:
             "save its state dict alone"
         ) from e
     except (RuntimeError, EOFError, ValueError, OSError) as e:
-        raise UserError(f"{path} is truncated, or is no file of torch.save: copy it again") from e
+        why = "is truncated, or is no file of torch.save: copy it again"
+        if not zipfile.is_zipfile(path):
+            why = "is truncated, or of the form before PyTorch 1.6: copy it again, or save it anew"
+        raise UserError(f"{path} {why}") from e
     state = loaded.get("module", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(state, dict) or not state:
         raise UserError(f"{path} holds no state dict")
     others = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise UserError(f"{path} holds more than tensors: {', '.join(others[:5])}")
-    return {name: LazyTensor(*_described(value)) for name, value in state.items()}
+    return {str(name): LazyTensor(*_described(value)) for name, value in state.items()}
 
 
 def _described(tensor: Any) -> tuple[tuple[int, ...], np.dtype, Callable[[], np.ndarray]]:
     import torch
+
+    tensor = tensor.detach()
 
     def read() -> np.ndarray:
         if tensor.dtype == torch.bfloat16:

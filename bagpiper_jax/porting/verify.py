@@ -27,7 +27,7 @@ from bagpiper_jax.porting.rows import AUDIO_TOWER, CODEC, QWEN3, TOWER, XCODEC
 from bagpiper_jax.porting.sources import LazyTensor
 from bagpiper_jax.porting.state import fill, table_of
 from bagpiper_jax.porting.table import Row
-from bagpiper_jax.trees import dotted
+from bagpiper_jax.trees import set_leaves
 
 Tensors = Mapping[str, LazyTensor]
 TOP = 5
@@ -52,13 +52,11 @@ class Probe(NamedTuple):
 
 
 def make_probe(config: BagpiperConfig, seed: int = 0) -> Probe:
-    """A gliding tone with noise, 24 text rows and 16 frames of codes."""
+    """A gliding tone of 17 s, three blocks of the encoder; 24 text rows, 16 frames of codes."""
     rng = np.random.default_rng(seed)
-    time = np.arange(40_160) / 16_000
-    wav = 0.3 * np.sin(2 * np.pi * (150 + 700 * time) * time) + 0.02 * rng.standard_normal(
-        len(time)
-    )
-    wav = wav.astype(np.float32)
+    time = np.arange(17 * 16_000 + 3 * 320) / 16_000
+    wav = 0.3 * np.sin(2 * np.pi * (150 + 100 * time) * time)
+    wav = (wav + 0.02 * rng.standard_normal(len(time))).astype(np.float32)
     vocab = config.vocab
     text = np.zeros((24, vocab.num_streams), np.int64)
     text[:, 0] = rng.integers(vocab.text_start, vocab.codec_start, len(text))
@@ -82,13 +80,7 @@ def compare_numbers(
     Raises:
       UserError: they differ by more than rounding, or PyTorch or transformers is missing.
     """
-    try:
-        import torch
-        import transformers  # noqa: F401
-    except ImportError as e:
-        raise UserError(
-            f"verifying numbers needs: pip install 'bagpiper_jax[convert]' ({e}); or --verify bits"
-        ) from e
+    torch = need_originals()
     probe, codec = make_probe(config), codec or XCodecConfig()
     lines, wrong = [], []
     with torch.inference_mode(), jax.default_matmul_precision("highest"):
@@ -114,6 +106,22 @@ def compare_numbers(
     return lines
 
 
+def need_originals() -> Any:
+    """The package torch, with transformers installed.
+
+    Raises:
+      UserError: one of them is missing.
+    """
+    try:
+        import torch
+        import transformers  # noqa: F401
+    except ImportError as e:
+        raise UserError(
+            f"verifying numbers needs: pip install 'bagpiper_jax[convert]' ({e}); or --verify bits"
+        ) from e
+    return torch
+
+
 def _error(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
@@ -123,30 +131,33 @@ def _float32(tensor: LazyTensor) -> np.ndarray:
 
 
 def _load_torch(module: Any, tensors: Tensors, prefix: str, optional: bool = False) -> Any:
-    """Gives a PyTorch module its tensors, all of them."""
+    """Gives a PyTorch module its tensors, all of them, one after the other."""
     import torch
 
-    names = [name for name in tensors if name.startswith(prefix)]
-    state = {n.removeprefix(prefix): torch.from_numpy(_float32(tensors[n])) for n in names}
-    missing, unexpected = module.load_state_dict(state, strict=False, assign=True)
-    if unexpected or (missing and not optional):
-        raise UserError(f"{prefix}: the original lacks {unexpected} or has besides {missing}")
+    places = module.state_dict()  # these share their memory with the module
+    names = {n.removeprefix(prefix): n for n in tensors if n.startswith(prefix)}
+    strange = sorted(set(names) - set(places))
+    missing = [] if optional else sorted(set(places) - set(names))
+    if strange or missing:
+        raise UserError(f"{prefix}: the original lacks {strange} or has besides {missing}")
+    for own, name in names.items():
+        places[own].copy_(torch.from_numpy(_float32(tensors[name])))
     return module.eval()
 
 
 def _load_flax(module: nnx.Module, rows: tuple[Row, ...], tensors: Tensors, prefix: str) -> Any:
-    """Gives an abstract module here its tensors, through its table."""
+    """Gives an abstract module here its tensors, through its table, in the type they are stored in:
+    the modules compute in float32 all the same.
+    """
     state = nnx.state(module)
     whole = (slice(None),)
     arrays = fill(
         table_of(rows, state),
         lambda name: tensors[prefix + name].read() if prefix + name in tensors else None,
         state,
-        lambda _, shape, cut: jnp.asarray(cut(whole * len(shape)), jnp.float32),
+        lambda _, shape, cut: jnp.asarray(cut(whole * len(shape))),
     )
-    for path, leaf in dotted(state).items():
-        leaf.set_value(arrays[path])
-    nnx.update(module, state)
+    set_leaves(module, arrays)
     return module
 
 
@@ -177,7 +188,7 @@ def _features(source, target, config, clip: MelWindows) -> tuple[np.ndarray, np.
 
 
 def _embed(tensors: Tensors, tokens: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """Rows that enter the decoder [1, N + T, D]; only the rows of the table in use are read."""
+    """Rows that enter the decoder [1, N + T, D]."""
     table = tensors["model.embed_tokens.weight"].read()
     later = np.where(tokens[:, 1:, None] == 0, 0, table[tokens[:, 1:]].astype(np.float32))
     rows = table[tokens[:, 0]].astype(np.float32) + later.sum(1)
@@ -190,15 +201,16 @@ def _compare_logits(source, target, config, probe: Probe, features) -> tuple[flo
     theirs = _original_hidden(source, config, _embed(source, probe.tokens, features))
     ours = _hidden(target, config, _embed(target, probe.tokens, features))
     name = "lm_head.weight" if "lm_head.weight" in source else "model.embed_tokens.weight"
+    heads = [side[name].read() for side in (source, target)]
     vocab = config.vocab
     kl, same, alike = 0.0, [], []
     for k in range(vocab.num_streams):
         span = range(0 if k == 0 else vocab.codec_start, vocab.size)
         # the original adds the stream to the hidden state, here its product is added to the logits
         stream = _stream(source, k)
-        x = _product(theirs + stream, source[name], span)
+        x = _product(theirs + stream, heads[0], span)
         stream = _stream(target, k)
-        y = _product(ours, target[name], span) + _product(stream[None], target[name], span)
+        y = _product(ours, heads[1], span) + _product(stream[None], heads[1], span)
         p, q = (z - scipy.special.logsumexp(z, -1, keepdims=True) for z in (x, y))
         kl = max(kl, float((np.exp(p) * (p - q)).sum(-1).max()))
         best = [np.argsort(-z, axis=-1)[:, :TOP] for z in (p, q)]
@@ -213,9 +225,9 @@ def _stream(tensors: Tensors, k: int) -> np.ndarray:
     return row if k else np.zeros_like(row)
 
 
-def _product(hidden: np.ndarray, head: LazyTensor, span: range) -> np.ndarray:
+def _product(hidden: np.ndarray, rows: np.ndarray, span: range) -> np.ndarray:
     """Logits [T, n], double precision, of the ids in a span; few rows of the head at a time."""
-    rows, parts = head.read(), []
+    parts = []
     for start in range(span.start, span.stop, _HEAD_ROWS):
         part = np.asarray(rows[start : min(start + _HEAD_ROWS, span.stop)], np.float32)
         parts.append(hidden @ part.T)
@@ -235,15 +247,13 @@ def _original_hidden(tensors: Tensors, config: BagpiperConfig, x: np.ndarray) ->
     mask = torch.full((length, length), float("-inf")).triu(1)[None, None]
     positions = torch.arange(length)[None]
     rotary = original.Qwen3RotaryEmbedding(shapes)(hidden, positions)
+    layer = original.Qwen3DecoderLayer(shapes, 0)  # each layer's turn
     for i in tqdm(range(config.decoder.num_hidden_layers), desc="layers in PyTorch"):
-        with torch.device("meta"):
-            layer = original.Qwen3DecoderLayer(shapes, i)
         _load_torch(layer, tensors, f"{_LAYER}{i}.")
         hidden = layer(
             hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary
         )
-    with torch.device("meta"):
-        norm = original.Qwen3RMSNorm(config.decoder.hidden_size, config.decoder.rms_norm_eps)
+    norm = original.Qwen3RMSNorm(config.decoder.hidden_size, config.decoder.rms_norm_eps)
     return _load_torch(norm, tensors, "model.norm.")(hidden)[0].numpy()
 
 

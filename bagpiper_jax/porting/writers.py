@@ -11,7 +11,13 @@ import ml_dtypes
 import numpy as np
 
 from bagpiper_jax.errors import UserError
-from bagpiper_jax.files import make_directory, write_json, write_whole
+from bagpiper_jax.files import (
+    check_space,
+    check_vacant,
+    make_directory,
+    write_json,
+    write_whole,
+)
 from bagpiper_jax.porting.sources import DTYPES, INDEX_FILE, LazyTensor, need_torch
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -27,12 +33,13 @@ def write_safetensors(
     progress: Progress = lambda _: None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes shards and their index, as Hugging Face names them.
+    """Writes shards and their index, as Hugging Face names them, into an empty directory.
 
     Raises:
       UserError: they cannot be written.
     """
     make_directory(directory)
+    check_vacant(directory)
     shards: list[dict[str, LazyTensor]] = [{}]
     used = 0
     for name, tensor in tensors.items():
@@ -80,6 +87,8 @@ def write_torch(
       UserError: it cannot be written, or PyTorch is missing.
     """
     torch = need_torch()
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a directory: name a file to write")
     make_directory(os.path.dirname(os.path.abspath(path)))
     write_whole(path, lambda partial: _fill_torch(torch, partial, tensors, progress))
 
@@ -88,13 +97,13 @@ def _fill_torch(torch, path: str, tensors: Mapping[str, LazyTensor], progress: P
     kinds = {np.dtype(ml_dtypes.bfloat16): torch.bfloat16, np.dtype(np.float32): torch.float32}
     # never written to, so that they take addresses and no memory
     state = {n: torch.empty(t.shape, dtype=kinds[np.dtype(t.dtype)]) for n, t in tensors.items()}
-    needed = sum(tensor.num_bytes for tensor in tensors.values())
-    folder = os.path.dirname(os.path.abspath(path))
-    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
-    if free < needed:  # writing through a mapping to a full disk kills the process
-        raise UserError(f"{path} needs {needed / 1e9:.1f} GB, there are {free / 1e9:.1f} GB free")
-    with torch.serialization.skip_data():
-        torch.save({"module": state}, path)
+    # writing through a mapping to a full disk kills the process
+    check_space(path, sum(tensor.num_bytes for tensor in tensors.values()))
+    try:
+        with torch.serialization.skip_data():
+            torch.save({"module": state}, path)
+    except RuntimeError as e:
+        raise UserError(f"cannot write {path}: {' '.join(str(e).split())[:120]}") from e
     del state
     with open(path, "r+b") as file:
         os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
