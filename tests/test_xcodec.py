@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 from tiny_xcodec import CONFIG
 
+from bagpiper_jax.errors import UserError
 from bagpiper_jax.modeling.codec import Codec
 from bagpiper_jax.modeling.xcodec import XCodec, decoder_reach
 from bagpiper_jax.modeling.xcodec_model import XCodecConfig, XCodecModel
@@ -33,6 +34,14 @@ def test_any_length(model, samples):
     assert codes.min() >= 0 and codes.max() < CONFIG.codebook_size
     wav = codec.decode(codes)
     assert wav.shape == (len(codes) * 320,) and wav.dtype == np.float32
+
+
+def test_what_is_no_clip_is_told(model):
+    codec = XCodec(model)
+    for wav in (np.zeros(0, np.float32), np.zeros((2, 320), np.float32), np.full(320, np.nan)):
+        with pytest.raises(UserError, match="needs a mono clip of finite samples"):
+            codec.encode(wav)
+    assert codec.decode(np.zeros((0, 8), int)).shape == (0,)
 
 
 def test_decoding_in_chunks_has_no_seams(model):

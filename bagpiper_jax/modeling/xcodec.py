@@ -1,9 +1,9 @@
 """X-codec as a codec: waveforms of any length ↔ codes, through few compiled shapes.
 
-Clips up to a chunk are coded whole, exactly as the original codes them. Longer ones go in chunks
-that overlap. Decoding is convolution only, so its chunks, with the decoder's reach around them,
-give the samples of the whole. Encoding attends over all of a clip: there, a chunk hears some
-seconds of what is around it and nothing more.
+Clips up to a chunk are coded whole, as the original codes them once their last frame is filled with
+zeros. Longer ones go in chunks that overlap. Decoding is convolution only, so its chunks, with the
+decoder's reach around them, give the samples of the whole. Encoding attends over all of a clip:
+there, a chunk hears some seconds of what is around it and nothing more.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from bagpiper_jax.errors import UserError
 from bagpiper_jax.modeling.xcodec_model import XCodecConfig, XCodecModel
 
 _BUCKET = 50  # frames, one second: lengths are padded to multiples, so that few are compiled
@@ -68,7 +69,16 @@ class XCodec:
         return jax.jit(lambda state, c, n: nnx.merge(self._graph, state).decode(c, n))
 
     def encode(self, wav: np.ndarray) -> np.ndarray:
-        """float [S] at `sample_rate` → int32 [ceil(S / hop), K]; the last frame is padded."""
+        """float [S] at `sample_rate` → int32 [ceil(S / hop), K]; the last frame is padded.
+
+        Raises:
+          UserError: the clip is empty, not mono, or not finite.
+        """
+        wav = np.asarray(wav)
+        if wav.ndim != 1 or not wav.size or not np.isfinite(wav).all():
+            raise UserError(
+                f"X-codec needs a mono clip of finite samples, shape [samples], not {wav.shape}"
+            )
         frames = -(-len(wav) // self.hop)
         padded = np.zeros(frames * self.hop, np.float32)
         padded[: len(wav)] = wav
@@ -85,6 +95,8 @@ class XCodec:
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """int [T, K'] of the first K' books → float32 [T · hop]."""
         codes = np.asarray(codes, np.int32)
+        if not len(codes):
+            return np.zeros(0, np.float32)
 
         def sound(start: int, stop: int) -> np.ndarray:
             batch = np.zeros((1, _bucket(stop - start), codes.shape[1]), np.int32)

@@ -5,8 +5,9 @@
 Writes an 18 GB `.pt` of random bfloat16 weights, converts `.pt` → safetensors → Orbax → `.pt` with
 the command line, and compares every tensor of every stage with what was written first. Stages are
 deleted once they are compared. For each conversion: the largest anonymous memory (RssAnon) of any
-of its processes, and its rate beside that of copying the source file. Needs 2.2 times the file's
-size on the disk and PyTorch. `--numbers` also runs both sides of the first conversion.
+of its processes, and its rate beside that of copying the source file. Fails at more than 4 GB, or
+at less than half of that rate. Needs 2.2 times the file's size on the disk and PyTorch. `--numbers`
+also runs both sides of the first conversion.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from bagpiper_jax.porting.sources import LazyTensor, open_checkpoint
 from bagpiper_jax.porting.writers import write_torch
 
 BLOCK = 1 << 24
+MAX_BYTES, MIN_RATIO = 4 * 2**30, 0.5
 
 
 def random_tensors(config):
@@ -128,6 +130,7 @@ def main():
     start = time.monotonic()
     write_torch(a, tensors)
     print(f"{a}: {size_of(a) / 1e9:.2f} GB in {time.monotonic() - start:.0f} s", flush=True)
+    failed = []
     served = {name: t for name, t in tensors.items() if name != VOCAB_WEIGHT}
     print("| | seconds | GB/s | copy, GB/s | ratio | peak RssAnon, GB |\n|---|---|---|---|---|---|")
     for source, target, to in ((a, b, "safetensors"), (b, c, "orbax"), (c, d, "espnet")):
@@ -139,6 +142,8 @@ def main():
             f"| {copied / 1e9:.2f} | {rate / copied:.2f} | {peak / 1e9:.2f} |",
             flush=True,
         )
+        failed += [f"{to}: {peak / 1e9:.2f} GB"] * (peak > MAX_BYTES)
+        failed += [f"{to}: {rate / copied:.2f} of the copy rate"] * (rate < MIN_RATIO * copied)
         if to == "orbax":
             written = open_run(target, config)
         else:
@@ -148,9 +153,12 @@ def main():
             shutil.rmtree(target)
             _, peak, output = watched(["convert", source, target, "--to", to, "--verify"], args.dir)
             print(f"with --verify: peak RssAnon {peak / 1e9:.2f} GB\n{output}", flush=True)
+            failed += [f"--verify: {peak / 1e9:.2f} GB"] * (peak > MAX_BYTES)
         remove(source)
     remove(d)
     print("every tensor of every stage as it was written first")
+    if failed:
+        sys.exit("; ".join(failed))
 
 
 if __name__ == "__main__":

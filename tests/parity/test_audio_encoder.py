@@ -1,5 +1,7 @@
 """The audio tower against `Qwen3OmniMoeAudioEncoder` of transformers ≥ 5.23 (blocked attention)."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -22,8 +24,24 @@ CONFIG = AudioEncoderConfig(
 )
 
 
-@pytest.fixture(scope="module", params=[0, 1], ids=["seed0", "seed1"])
+# the blocks of the published model: eight windows
+MEDIUM = AudioEncoderConfig(
+    d_model=96,
+    encoder_layers=4,
+    encoder_attention_heads=6,
+    encoder_ffn_dim=256,
+    output_dim=64,
+    downsample_hidden_size=24,
+)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(CONFIG, 0), (CONFIG, 1), (MEDIUM, 2)],
+    ids=["small-0", "small-1", "medium-2"],
+)
 def pair(request):
+    shapes, seed = request.param
     from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as qwen3_omni
     from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import (
         Qwen3OmniMoeAudioEncoderConfig,
@@ -32,17 +50,10 @@ def pair(request):
     from .weights import copy_weights, randomise
 
     config = Qwen3OmniMoeAudioEncoderConfig(
-        d_model=CONFIG.d_model,
-        encoder_layers=CONFIG.encoder_layers,
-        encoder_attention_heads=CONFIG.encoder_attention_heads,
-        encoder_ffn_dim=CONFIG.encoder_ffn_dim,
-        output_dim=CONFIG.output_dim,
-        downsample_hidden_size=CONFIG.downsample_hidden_size,
-        n_window_infer=CONFIG.n_window_infer,
-        attn_implementation="eager",
+        **dataclasses.asdict(shapes), attn_implementation="eager"
     )
-    original = randomise(qwen3_omni.Qwen3OmniMoeAudioEncoder(config), seed=request.param)
-    encoder = AudioEncoder(CONFIG, rngs=nnx.Rngs(0))
+    original = randomise(qwen3_omni.Qwen3OmniMoeAudioEncoder(config), seed=seed)
+    encoder = AudioEncoder(shapes, rngs=nnx.Rngs(0))
     copy_weights(encoder, original)
     return original, encoder
 
@@ -71,7 +82,8 @@ def run(encoder, mel, frames):
 
 def run_here(encoder, mel):
     windows = -(-len(mel) // 100)
-    windows = -(-windows // CONFIG.block_windows) * CONFIG.block_windows
+    block = encoder.config.block_windows
+    windows = -(-windows // block) * block
     padded = np.zeros((windows * 100, 128), np.float32)
     padded[: len(mel)] = mel
     frames = np.clip(len(mel) - 100 * np.arange(windows), 0, 100)
