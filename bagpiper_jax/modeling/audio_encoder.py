@@ -100,6 +100,14 @@ class AudioEncoder(nnx.Module):
         Raises:
           ValueError: W is not a multiple of the block.
         """
+        x, mask = self.front(mel, frames)
+        x, _ = layers_lib.scan(
+            self.layers, x, lambda layer, x, _: (layer(x, mask), None), unroll=self.unroll
+        )
+        return self.back(x).reshape(len(mel), -1, self.config.output_dim)
+
+    def front(self, mel: jax.Array, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What enters the layers: [blocks, block · 13, d_model] and the attention mask."""
         batch, windows = frames.shape
         block = self.config.block_windows
         if windows % block:
@@ -114,12 +122,8 @@ class AudioEncoder(nnx.Module):
         x = x + sinusoids(TOKENS_PER_WINDOW, self.config.d_model).astype(x.dtype)
         valid = jnp.arange(TOKENS_PER_WINDOW) < num_tokens(frames)[..., None]
         segments = valid.reshape(-1, block * TOKENS_PER_WINDOW).astype(jnp.int32)
-        mask = segment_mask(segments, segments)
-        x, _ = layers_lib.scan(
-            self.layers,
-            x.reshape(*segments.shape, -1),
-            lambda layer, x, _: (layer(x, mask), None),
-            unroll=self.unroll,
-        )
-        x = self.proj2(gelu(self.proj1(self.ln_post(x))))
-        return x.reshape(batch, windows * TOKENS_PER_WINDOW, -1)
+        return x.reshape(*segments.shape, -1), segment_mask(segments, segments)
+
+    def back(self, x: jax.Array) -> jax.Array:
+        """What the layers gave → features."""
+        return self.proj2(gelu(self.proj1(self.ln_post(x))))

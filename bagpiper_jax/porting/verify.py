@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.log_mel import MelWindows, mel_windows
-from bagpiper_jax.modeling.audio_encoder import AudioEncoder
+from bagpiper_jax.modeling.audio_encoder import AudioEncoder, EncoderLayer
 from bagpiper_jax.modeling.config import BagpiperConfig
 from bagpiper_jax.modeling.qwen3 import DecoderLayer, RMSNorm, rope
 from bagpiper_jax.modeling.xcodec_model import XCodecConfig, XCodecModel
@@ -34,6 +34,7 @@ TOP = 5
 # what float32 on both sides stays under by far, and a wrong tensor does not
 MAX_KL, MAX_ERROR, MIN_CODES = 1e-5, 2e-4, 0.999
 _HEAD_ROWS = 8192
+_LOGIT_ROWS = 40
 _LAYER = "model.layers."
 
 
@@ -145,9 +146,13 @@ def _load_torch(module: Any, tensors: Tensors, prefix: str, optional: bool = Fal
     return module.eval()
 
 
-def _load_flax(module: nnx.Module, rows: tuple[Row, ...], tensors: Tensors, prefix: str) -> Any:
-    """Gives an abstract module here its tensors, through its table, in the type they are stored in:
-    the modules compute in float32 all the same.
+def _load_flax(
+    module: nnx.Module, rows: tuple[Row, ...], tensors: Tensors, prefix: str, dtype: Any = None
+) -> Any:
+    """Gives an abstract module here its tensors, through its table.
+
+    They keep the type they are stored in if `dtype` is None; most modules compute in float32 all
+    the same.
     """
     state = nnx.state(module)
     whole = (slice(None),)
@@ -155,7 +160,7 @@ def _load_flax(module: nnx.Module, rows: tuple[Row, ...], tensors: Tensors, pref
         table_of(rows, state),
         lambda name: tensors[prefix + name].read() if prefix + name in tensors else None,
         state,
-        lambda _, shape, cut: jnp.asarray(cut(whole * len(shape))),
+        lambda _, shape, cut: jnp.asarray(cut(whole * len(shape)), dtype),
     )
     set_leaves(module, arrays)
     return module
@@ -178,13 +183,38 @@ def _features(source, target, config, clip: MelWindows) -> tuple[np.ndarray, np.
     lengths = torch.tensor([len(mel)])
     theirs = tower(torch.from_numpy(mel.T.copy()), feature_lens=lengths).last_hidden_state.numpy()
     del tower
-    encoder = nnx.eval_shape(lambda: AudioEncoder(config.encoder, rngs=nnx.Rngs(0)))
-    _load_flax(encoder, AUDIO_TOWER, target, TOWER)
     pad = -len(clip.mel) % config.encoder.block_windows
     windows = np.pad(clip.mel, ((0, pad), (0, 0), (0, 0)))[None]
     frames = np.pad(clip.frames, (0, pad))[None]
-    ours = np.asarray(nnx.jit(lambda m, x, n: m(x, n))(encoder, windows, frames))[0]
-    return theirs, ours[: clip.num_tokens]
+    ends = dataclasses.replace(config.encoder, encoder_layers=1)  # what is before and after them
+    encoder = nnx.eval_shape(lambda: AudioEncoder(ends, rngs=nnx.Rngs(0)))
+    _load_flax(encoder, AUDIO_TOWER, target, TOWER)
+    x, mask = nnx.jit(lambda m, x, n: m.front(x, n))(encoder, windows, frames)
+    make = lambda r: EncoderLayer(config.encoder, dtype=jnp.float32, rngs=r)  # noqa: E731
+    rows = _layer_rows(AUDIO_TOWER, "layers.")
+    run = nnx.jit(lambda layer, x: layer(x, mask))
+    for layer in _layers(make, rows, target, f"{TOWER}layers.", config.encoder.encoder_layers):
+        x = run(layer, x)
+    ours = np.asarray(nnx.jit(lambda m, x: m.back(x))(encoder, x))
+    return theirs, ours.reshape(-1, ours.shape[-1])[: clip.num_tokens]
+
+
+def _layer_rows(rows: tuple[Row, ...], prefix: str) -> tuple[Row, ...]:
+    """The table of one of stacked layers."""
+    return tuple(
+        row._replace(
+            source=row.source.removeprefix(f"{prefix}#."), target=row.target.removeprefix(prefix)
+        )
+        for row in rows
+        if row.target.startswith(prefix)
+    )
+
+
+def _layers(make, rows: tuple[Row, ...], tensors: Tensors, prefix: str, count: int):
+    """Stacked layers, one after the other, in one module."""
+    layer = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    for i in tqdm(range(count), desc="layers in JAX"):
+        yield _load_flax(layer, rows, tensors, f"{prefix}{i}.")
 
 
 def _embed(tensors: Tensors, tokens: np.ndarray, features: np.ndarray) -> np.ndarray:
@@ -200,6 +230,7 @@ def _compare_logits(source, target, config, probe: Probe, features) -> tuple[flo
     """(largest KL divergence, share of equal first choices, share of equal top choices)."""
     theirs = _original_hidden(source, config, _embed(source, probe.tokens, features))
     ours = _hidden(target, config, _embed(target, probe.tokens, features))
+    theirs, ours = theirs[-_LOGIT_ROWS:], ours[-_LOGIT_ROWS:]  # those after the clip
     name = "lm_head.weight" if "lm_head.weight" in source else "model.embed_tokens.weight"
     heads = [side[name].read() for side in (source, target)]
     vocab = config.vocab
@@ -260,19 +291,15 @@ def _original_hidden(tensors: Tensors, config: BagpiperConfig, x: np.ndarray) ->
 def _hidden(tensors: Tensors, config: BagpiperConfig, x: np.ndarray) -> np.ndarray:
     """Hidden states after the final norm by the modules here [T, D]."""
     decoder = config.decoder
-    rows = tuple(
-        row._replace(source=row.source.removeprefix(f"{_LAYER}#."), target=target)
-        for row in QWEN3
-        if (target := row.target.removeprefix(_LAYER)) != row.target
-    )
+    rows = _layer_rows(QWEN3, _LAYER)
     positions = np.arange(x.shape[1])[None]
     segments = np.ones_like(positions)
     rotation = rope(jnp.asarray(positions), decoder.head_dim, decoder.rope_theta)
     run = nnx.jit(lambda layer, x: layer(x, rotation, segments))
-    layer = nnx.eval_shape(lambda: DecoderLayer(decoder, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    make = lambda r: DecoderLayer(decoder, dtype=jnp.float32, rngs=r)  # noqa: E731
     hidden = jnp.asarray(x)
-    for i in tqdm(range(decoder.num_hidden_layers), desc="layers in JAX"):
-        hidden = run(_load_flax(layer, rows, tensors, f"{_LAYER}{i}."), hidden)
+    for layer in _layers(make, rows, tensors, _LAYER, decoder.num_hidden_layers):
+        hidden = run(layer, hidden)
     norm = RMSNorm(decoder.hidden_size, decoder.rms_norm_eps)
     norm.weight[...] = _float32(tensors["model.norm.weight"])
     return np.asarray(norm(hidden))[0]
@@ -291,7 +318,7 @@ def _compare_codecs(source, target, codec, config, wav) -> tuple[float, float]:
     theirs = theirs.T.numpy()
     del original
     model = nnx.eval_shape(lambda: XCodecModel(codec, rngs=nnx.Rngs(0)))
-    _load_flax(model, XCODEC, target, CODEC)
+    _load_flax(model, XCODEC, target, CODEC, jnp.float32)
     encode = nnx.jit(lambda m, x, n: m.encode(x, n, books))
     ours = np.asarray(encode(model, wav[None], np.array([len(wav)])))[0]
     decode = nnx.jit(lambda m, x, n: m.decode(x, n))
