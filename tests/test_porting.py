@@ -16,6 +16,7 @@ from bagpiper_jax.errors import UserError
 from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.config import get_config
 from bagpiper_jax.modeling.xcodec_model import XCodecConfig, XCodecModel
+from bagpiper_jax.porting.copies import contiguous
 from bagpiper_jax.porting.espnet import abstract
 
 LIST = os.path.join(os.path.dirname(__file__), "data", "bagpiper_8b_tensors.json")
@@ -112,3 +113,15 @@ def test_all_problems_are_told_once_by_name(config, checkpoint):
     heavy = checkpoint | {"vocab_weight": checkpoint["vocab_weight"] * 2}
     with pytest.raises(UserError, match=r"vocab_weight\[0\] is 2, the config says 1"):
         bp.porting.from_espnet(heavy, config, CODEC)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float32, np.int64])
+@pytest.mark.parametrize("shape", [(), (5,), (40, 33), (33, 40), (4, 5, 6)])
+def test_copies(dtype, shape):
+    values = np.random.default_rng(0).integers(0, 99, shape).astype(dtype)
+    for array in (values, values.T, values[..., ::-1] if shape else values):
+        for kind in (None, np.float32):
+            out = contiguous(array, kind)
+            assert out.flags.c_contiguous and out.dtype == (kind or values.dtype)
+            np.testing.assert_array_equal(out, np.asarray(array, out.dtype))
+    assert contiguous(values) is values

@@ -16,6 +16,7 @@ from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import check_vacant, write_directory, write_json
 from bagpiper_jax.modeling.config import BagpiperConfig, from_dict, get_config, to_dict
 from bagpiper_jax.modeling.xcodec_model import XCodecConfig, XCodecModel
+from bagpiper_jax.porting.copies import contiguous
 from bagpiper_jax.porting.espnet import EMBED, HEAD, VOCAB_WEIGHT, fit
 from bagpiper_jax.porting.parts import assemble
 from bagpiper_jax.porting.rows import CODEC, XCODEC
@@ -233,7 +234,7 @@ def compare(
 
 
 def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    a, b = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
+    a, b = (contiguous(x).reshape(-1).view(np.uint8) for x in (a, b))
     blocks = range(0, len(a), _BLOCK_BYTES)
     return all(np.array_equal(a[i : i + _BLOCK_BYTES], b[i : i + _BLOCK_BYTES]) for i in blocks)
 

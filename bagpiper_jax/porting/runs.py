@@ -14,6 +14,7 @@ from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import write_directory, write_json
 from bagpiper_jax.modeling.config import BagpiperConfig
 from bagpiper_jax.modeling.xcodec_model import XCodecConfig
+from bagpiper_jax.porting.copies import contiguous
 from bagpiper_jax.porting.espnet import abstract, states
 from bagpiper_jax.porting.rows import BAGPIPER
 from bagpiper_jax.porting.sources import LazyTensor, open_safetensors
@@ -148,7 +149,7 @@ def write_run(
     def place(path, shape, cut):
         found = kinds.get(path, set())
         dtype = next(iter(found)) if len(found) == 1 else np.dtype(np.float32)
-        return SlicedArray(shape, dtype, lambda i: np.ascontiguousarray(cut(i), dtype))
+        return SlicedArray(shape, dtype, lambda i: contiguous(cut(i), dtype))
 
     arrays = fill(table, read, state, place)
     items = {"weights": {p: a for p, a in arrays.items() if not p.startswith(_CODEC)}}

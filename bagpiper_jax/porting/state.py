@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.porting.copies import copy_into
 from bagpiper_jax.porting.table import Entry, Row, entries
 from bagpiper_jax.trees import dotted
 
@@ -109,8 +110,11 @@ def _cutter(members: Sequence[Entry], read, shape):
     def cut(index: tuple[slice, ...]) -> np.ndarray:
         if not stacked:
             return np.asarray(one(members[0], index))
-        layers = range(*index[0].indices(shape[0]))
-        return np.stack([one(members[layer], index[1:]) for layer in layers])
+        parts = [one(members[layer], index[1:]) for layer in range(*index[0].indices(shape[0]))]
+        out = np.empty((len(parts), *parts[0].shape), np.result_type(*parts))
+        for place, part in zip(out, parts, strict=True):
+            copy_into(place, part)
+        return out
 
     return cut
 

@@ -18,6 +18,7 @@ from bagpiper_jax.files import (
     write_json,
     write_whole,
 )
+from bagpiper_jax.porting.copies import contiguous
 from bagpiper_jax.porting.sources import DTYPES, INDEX_FILE, LazyTensor, need_torch
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -120,5 +121,5 @@ def _fill_torch(torch, path: str, tensors: Mapping[str, LazyTensor], progress: P
 
 
 def _made(tensor: LazyTensor) -> np.ndarray:
-    array = np.ascontiguousarray(tensor.read(), tensor.dtype).reshape(tensor.shape)
+    array = contiguous(tensor.read(), tensor.dtype).reshape(tensor.shape)
     return array if array.flags.writeable else array.copy()
