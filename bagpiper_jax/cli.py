@@ -167,6 +167,7 @@ def _train(args) -> None:
 
 
 def _release(args) -> None:
+    from bagpiper_jax.files import check_vacant
     from bagpiper_jax.release import (
         copy_notes,
         load_assets,
@@ -175,6 +176,7 @@ def _release(args) -> None:
         weight_shapes,
     )
 
+    check_vacant(args.out)
     assets = load_assets(args.workdir)
     weights = load_weights(args.workdir, weight_shapes(assets.config))
     save_release(args.out, weights, assets)

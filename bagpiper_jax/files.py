@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -74,11 +75,15 @@ def write_directory(
     Raises:
       UserError: something is there, or it cannot be written; nothing is left then.
     """
-    path = os.path.abspath(path)
+    path = os.path.realpath(path)
     check_vacant(path)
-    partial = f"{path}.tmp"
-    shutil.rmtree(partial, ignore_errors=True)
-    make_directory(partial)
+    parent, name = os.path.split(path)
+    make_directory(parent)
+    try:
+        partial = tempfile.mkdtemp(prefix=f".{name}-", dir=parent)
+        os.chmod(partial, 0o755)
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror}") from e
     try:
         check_space(partial, num_bytes)
         write(partial)
@@ -92,11 +97,18 @@ def write_directory(
 
 
 def check_vacant(path: str | os.PathLike) -> None:
-    """Raises UserError where a directory to be written is there already and holds something."""
-    if os.path.isdir(path) and os.listdir(path):
+    """Raises UserError where a directory to be written cannot take its place later."""
+    path = os.path.realpath(path)
+    if os.path.ismount(path):
+        raise UserError(f"{path} is a mounted disk: name a directory inside it")
+    try:
+        there = os.listdir(path)
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        raise UserError(f"{path} is no directory to write: {e.strerror}") from e
+    if there:
         raise UserError(f"{path} is there already and is not empty: choose another directory")
-    if os.path.isfile(path):
-        raise UserError(f"{path} is a file: choose another directory")
 
 
 def check_space(path: str | os.PathLike, num_bytes: int) -> None:

@@ -10,10 +10,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
+from bagpiper_jax.errors import UserError
 from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.config import BagpiperConfig, get_config
 from bagpiper_jax.porting.espnet import fit, states, update
+from bagpiper_jax.porting.rows import CODEC
 from bagpiper_jax.porting.runs import is_run, open_arrays
+from bagpiper_jax.porting.served import served_shapes
 from bagpiper_jax.porting.sources import open_checkpoint
 from bagpiper_jax.porting.state import fill
 from bagpiper_jax.release import read_config
@@ -25,7 +28,7 @@ def load(
     mesh: Mesh | None = None,
     dtype: Any = None,
     *,
-    config: BagpiperConfig | str = "bagpiper_8b",
+    config: BagpiperConfig | str | None = None,
 ) -> Bagpiper:
     """A model with its weights; every device gets its part straight from the file.
 
@@ -34,7 +37,8 @@ def load(
         `.pt`, or a directory of safetensors under ESPnet's names.
       mesh: with axes among `sharding.MESH_AXES`; all on the first device if None.
       dtype: of parameters and computation; float32 if None.
-      config: shapes of a checkpoint that does not bring its own, or a preset's name.
+      config: shapes, or a preset's name, of a checkpoint that does not bring its own;
+        "bagpiper_8b" if None.
 
     Raises:
       UserError: nothing there, damaged, or another model, with all that does not fit by name; or a
@@ -43,10 +47,12 @@ def load(
     path = os.fspath(path)
     dtype = np.dtype(dtype or np.float32)
     own = is_run(path)
+    if own and config is not None:
+        raise UserError(f"{path} has shapes of its own: leave out config")
     if own:
         config = read_config(path)
-    elif isinstance(config, str):
-        config = get_config(config)
+    elif not isinstance(config, BagpiperConfig):
+        config = get_config(config) if config else served_shapes(path) or get_config("bagpiper_8b")
     model = Bagpiper.abstract(config, dtype=dtype)
     shapes = {name: tuple(leaf.shape) for name, leaf in states(model, None).items()}
     if mesh is None:
@@ -61,8 +67,9 @@ def load(
         opened = open_arrays(path, config)
         arrays = {name: place(name, array.shape, array.cut) for name, array in opened.items()}
     else:
-        table, tensors = fit(path, open_checkpoint(path), config)
-        table = [entry for entry in table if entry.target in shapes]
+        opened = open_checkpoint(path)
+        model_only = {name: t for name, t in opened.items() if not name.startswith(CODEC)}
+        table, tensors = fit(path, model_only, config)
         arrays = fill(table, lambda name: tensors[name].read(), nnx.state(model), place)
     update(model, None, arrays)
     return model

@@ -100,7 +100,7 @@ def read_xcodec_config(directory: str) -> XCodecConfig:
         semantic = plain.pop("semantic")
         hubert = {k: tuple(v) if isinstance(v, list) else v for k, v in semantic.items()}
         return XCodecConfig(**plain, semantic=HubertConfig(**hubert))
-    except (AttributeError, KeyError, TypeError) as e:
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise UserError(f"{os.path.join(directory, XCODEC_FILE)} is damaged: {e}") from e
 
 
@@ -122,7 +122,15 @@ def load_xcodec(directory: str, num_books: int) -> XCodec:
       UserError: it is missing, damaged or of another shape.
     """
     config = read_xcodec_config(directory)
-    model = nnx.eval_shape(lambda: XCodecModel(config, rngs=nnx.Rngs(0)))
+    try:
+        model = nnx.eval_shape(lambda: XCodecModel(config, rngs=nnx.Rngs(0)))
+    except (TypeError, ValueError) as e:
+        raise UserError(f"{os.path.join(directory, XCODEC_FILE)} is damaged: {e}") from e
+    if num_books > config.num_quantizers:
+        raise UserError(
+            f"the codec in {directory} has {config.num_quantizers} books, the model {num_books} "
+            "streams"
+        )
     wanted, found = dotted(nnx.state(model)), open_sliced(directory, "codec")
     wrong = mismatches(wanted, found)
     if wrong:

@@ -186,24 +186,30 @@ class SlicedArray:
         return self.size * np.dtype(self.dtype).itemsize
 
 
-_CHUNK_BYTES = 16 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 def _chunks(array: SlicedArray) -> list[int]:
-    """Shape of a chunk: rows of axis 0, or a part of one row along axis 1.
+    """Shape of a chunk, which is read whole: one layer, then the other axes halved in turn.
 
-    So a device of a mesh that splits either axis reads little besides its own.
+    So a device of a mesh that splits those axes reads little besides its own.
     """
-    shape = list(array.shape)
-    row = array.nbytes // shape[0]
-    shape[0] = min(shape[0], max(1, _CHUNK_BYTES // max(row, 1)))
-    if row > _CHUNK_BYTES and len(shape) > 1:
-        shape[1] = max(1, shape[1] // -(-row // _CHUNK_BYTES))
+    shape, item = list(array.shape), np.dtype(array.dtype).itemsize
+    free = range(len(shape))
+    if len(shape) > 2 and array.nbytes > _CHUNK_BYTES:
+        shape[0], free = 1, free[1:]
+    while item * math.prod(shape) > _CHUNK_BYTES:
+        even = [i for i in free if shape[i] % 2 == 0]
+        if not even:
+            break
+        # the axis that has been halved the least
+        axis = min(even, key=lambda i: (array.shape[i] // shape[i], -shape[i]))
+        shape[axis] //= 2
     return shape
 
 
 class _SlicedHandler(type_handlers.NumpyHandler):
-    """Writes the arrays of one item, one at a time, by whole chunks of axis 0."""
+    """Writes the arrays of one item, one at a time, by as many rows as a chunk has."""
 
     def __init__(self, progress: Callable[[int], None], stopped: threading.Event):
         super().__init__(deepcopy_host_arrays=False)

@@ -104,6 +104,24 @@ def test_a_full_disk_is_told(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [0.0, 4.0]},
+        [],
+    ],
+)
+def test_a_damaged_header_is_told(tmp_path, entry):
+    header = json.dumps({"a": entry}).encode()
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(UserError, match="no safetensors file, or is damaged"):
+        open_checkpoint(str(file))
+
+
 @pytest.mark.slow
 def test_a_full_disk_is_told_before_a_torch_file_is_written(tensors, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=0, f_frsize=1))

@@ -46,7 +46,7 @@ def choose_sampling(
 
     It looks at the split dev only. Of equal settings the earlier in the grid wins, so the lower
     temperature and guidance. Writes the choice to `sampling.json` in `checkpoint`, which
-    `inference.pipeline.load` reads, and every trial to `sampling_trials.json`.
+    `Pipeline.load` reads, and every trial to `sampling_trials.json`.
 
     Args:
       pipe: the checkpoint's pipeline.

@@ -68,7 +68,7 @@ class Pipeline:
                 with open(file, encoding="utf-8") as f:
                     for kind, values in json.load(f).items():
                         settings[kind] = dataclasses.replace(settings[kind], **values)
-            except (ValueError, KeyError, TypeError) as e:
+            except (ValueError, KeyError, TypeError, AttributeError) as e:
                 raise UserError(f"{file} is damaged: {e}") from e
         return cls(model, assets.tokenizer, assets.codec, **settings)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 
@@ -14,13 +13,14 @@ from tqdm import tqdm
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import check_vacant, write_directory, write_json
-from bagpiper_jax.modeling.config import BagpiperConfig, from_dict, get_config, to_dict
+from bagpiper_jax.modeling.config import BagpiperConfig, get_config
 from bagpiper_jax.modeling.xcodec_model import XCodecConfig, XCodecModel
 from bagpiper_jax.porting.copies import contiguous
 from bagpiper_jax.porting.espnet import EMBED, HEAD, VOCAB_WEIGHT, fit
 from bagpiper_jax.porting.parts import assemble
 from bagpiper_jax.porting.rows import CODEC, XCODEC
 from bagpiper_jax.porting.runs import codec_of, is_run, open_run, write_run
+from bagpiper_jax.porting.served import qwen3_config, served_config, served_shapes
 from bagpiper_jax.porting.sources import LazyTensor, fold_norms, open_checkpoint
 from bagpiper_jax.porting.state import FLOATS, table_of
 from bagpiper_jax.porting.table import Entry
@@ -35,10 +35,9 @@ from bagpiper_jax.release import (
 )
 
 TARGETS = ("espnet", "safetensors", "orbax", "qwen3")
-DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
+CASTS = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 _LANGUAGE_MODEL = ("model.", "lm_head.")
 _SMALL_FILES = (TOKENIZER_FILE, QWEN3_TOKENIZER_FILE, CODEC_FILE, SAMPLING_FILE)
-_OWN = "bagpiper_jax"  # key of our own shapes in config.json
 _BLOCK_BYTES = 64 << 20
 
 
@@ -81,15 +80,19 @@ def convert(
     """
     if to not in TARGETS:
         raise UserError(f"cannot convert to {to!r}: choose one of {', '.join(TARGETS)}")
+    if dtype not in (None, *CASTS) or verify not in (None, "bits", "numbers"):
+        raise UserError(f"dtype {dtype} or verify {verify} is none of those there are")
+    if tokenizer and to != "orbax":
+        raise UserError("--tokenizer is for --to orbax: other forms hold none")
     if tokenizer and not os.path.isfile(tokenizer):
         raise UserError(f"there is no tokenizer {tokenizer}")
     if to != "espnet" and not dry_run:
         check_vacant(target)
-    if verify == "numbers":
+    if verify == "numbers" and not dry_run:
         if to == "qwen3":
             raise UserError("of a language model alone only bits are verified: --verify bits")
         need_originals()
-    kind = DTYPES[dtype] if dtype else None
+    kind = CASTS[dtype] if dtype else None
     shapes, tensors, shape = _open(source, config, tower, codec, kind)
     table, tensors = fit(source, tensors, shapes, shape)
     outputs = outputs_of(table, tensors, shapes, to)
@@ -151,19 +154,10 @@ def _open(
             "new Bagpiper from it"
         )
     elif not config:
-        shapes = _served_shapes(source) or shapes
+        shapes = served_shapes(source) or shapes
     if dtype is not None:
         tensors = {name: _cast(t, dtype) for name, t in tensors.items()}
     return shapes, tensors, None
-
-
-def _served_shapes(source: str) -> BagpiperConfig | None:
-    """Shapes that `served_config` put beside safetensors."""
-    try:
-        with open(os.path.join(source, "config.json"), encoding="utf-8") as file:
-            return from_dict(json.load(file)[_OWN])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # somebody else's
 
 
 def _cast(tensor: LazyTensor, dtype: np.dtype) -> LazyTensor:
@@ -242,38 +236,3 @@ def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 def _open_codec(path: str) -> dict[str, LazyTensor]:
     state = nnx.state(nnx.eval_shape(lambda: XCodecModel(rngs=nnx.Rngs(0))))
     return fold_norms(open_checkpoint(path), [e.source for e in table_of(XCODEC, state)])
-
-
-def served_config(config: BagpiperConfig, dtype: str = "bfloat16") -> dict:
-    """`config.json` of a served model: the parts' shapes under their names in transformers.
-
-    Of the vLLM fork's own file only `model_type` is known; the rest is a proposal. All shapes in
-    our own words are in it too, so that converting back needs no other file.
-    """
-    encoder = to_dict(config)["encoder"]
-    return {
-        "model_type": "bagpiper",
-        "architectures": ["BagpiperForConditionalGeneration"],
-        "dtype": dtype,
-        "vocab_size": config.vocab.size,
-        "num_stream": config.vocab.num_streams,
-        "text_config": _decoder_config(config),
-        "audio_config": encoder | {"model_type": "qwen3_omni_moe_audio_encoder"},
-        "codec_config": {"codebook_size": config.vocab.codebook_size, "model_type": "xcodec"},
-        _OWN: to_dict(config),
-    }
-
-
-def qwen3_config(config: BagpiperConfig, dtype: str = "bfloat16") -> dict:
-    """`config.json` of the language model alone, as transformers ≥ 5 reads it."""
-    return _decoder_config(config) | {
-        "architectures": ["Qwen3ForCausalLM"],
-        "vocab_size": config.vocab.size,
-        "dtype": dtype,
-    }
-
-
-def _decoder_config(config: BagpiperConfig) -> dict:
-    decoder = dict(to_dict(config)["decoder"])
-    rope = {"rope_type": "default", "rope_theta": decoder.pop("rope_theta")}
-    return decoder | {"model_type": "qwen3", "rope_parameters": rope}

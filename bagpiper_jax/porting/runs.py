@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -175,13 +176,13 @@ class _Reader:
 
     def __init__(self, tensors: Mapping[str, LazyTensor]):
         self._tensors = tensors
-        self._last: tuple[str, np.ndarray] | None = None
+        self._local = threading.local()  # each item is written by a thread of its own
 
     def __call__(self, name: str) -> np.ndarray | None:
         if name not in self._tensors:
             return None
-        last = self._last
+        last = getattr(self._local, "last", None)
         if last is None or last[0] != name:
-            self._last = None  # before the next one is made
-            last = self._last = (name, self._tensors[name].read())
+            self._local.last = last = None  # before the next one is made
+            self._local.last = last = (name, self._tensors[name].read())
         return last[1]

@@ -115,26 +115,36 @@ def open_safetensors(path: str) -> dict[str, LazyTensor]:
                 raise ValueError("no header")
             header: dict[str, Any] = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        found = {name: _entry(entry) for name, entry in header.items()}
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}") from e
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
-        raise UserError(f"{path} is no safetensors file, or is truncated: copy it again") from e
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{path} is no safetensors file, or is damaged: copy it again") from e
     start = 8 + length
+    end = max((last for _, _, _, last in found.values()), default=0)
     if start + end > size:
         raise UserError(f"{path} is truncated: it has {size} of {start + end} bytes, copy it again")
     data = np.memmap(path, np.uint8, mode="r")
 
-    def tensor(name: str, entry: dict[str, Any]) -> LazyTensor:
-        if entry["dtype"] not in DTYPES:
-            raise UserError(f"{path}: {name} is of type {entry['dtype']}, which is not supported")
-        dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
-        first, last = (start + offset for offset in entry["data_offsets"])
+    def tensor(name: str, kind: str, shape: tuple, first: int, last: int) -> LazyTensor:
+        if kind not in DTYPES:
+            raise UserError(f"{path}: {name} is of type {kind}, which is not supported")
+        dtype = DTYPES[kind]
         if last - first != dtype.itemsize * math.prod(shape):
             raise UserError(f"{path} is damaged: {name} has {last - first} bytes, copy it again")
-        return LazyTensor(shape, dtype, lambda: data[first:last].view(dtype).reshape(shape))
+        part = data[start + first : start + last]
+        return LazyTensor(shape, dtype, lambda: part.view(dtype).reshape(shape))
 
-    return {name: tensor(name, entry) for name, entry in header.items()}
+    return {name: tensor(name, *entry) for name, entry in found.items()}
+
+
+def _entry(entry: dict[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
+    """(type, shape, first byte, end) of a tensor in a header; raises where that is none."""
+    (first, last), shape = entry["data_offsets"], tuple(entry["shape"])
+    numbers = (first, last, *shape)
+    if not all(type(n) is int and n >= 0 for n in numbers) or last < first:
+        raise ValueError("no offsets or shape")
+    return str(entry["dtype"]), shape, first, last
 
 
 def _open_torch(path: str) -> dict[str, LazyTensor]:

@@ -1,7 +1,7 @@
 """Both sides of a conversion run on one probe: the source in PyTorch, what was written in JAX.
 
-Layer by layer and in float32, so that a model that does not fit in memory can be compared. Each
-part is given what the source's part before it made.
+In float32, and layer by layer (but for the tower in PyTorch), so that a model that does not fit in
+memory can be compared. Each part is given what the source's part before it made.
 """
 
 from __future__ import annotations

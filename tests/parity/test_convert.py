@@ -94,8 +94,9 @@ def test_transformers_runs_the_exported_language_model(tmp_path, tied):
     import torch
     from transformers import Qwen3ForCausalLM
 
-    from bagpiper_jax.porting.convert import outputs_of, qwen3_config
+    from bagpiper_jax.porting.convert import outputs_of
     from bagpiper_jax.porting.espnet import fit
+    from bagpiper_jax.porting.served import qwen3_config
 
     tiny = get_config("tiny")
     decoder = dataclasses.replace(tiny.decoder, tie_word_embeddings=tied)
