@@ -223,13 +223,17 @@ class _SlicedHandler(type_handlers.NumpyHandler):
         tspec["metadata"] |= {"compressor": None, "chunks": chunks}  # weights hardly shrink
         async with self._one_at_a_time:
             store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
+            under_way = None  # a part is cut while the one before it is written
             for start in range(0, value.shape[0], chunks[0]):
                 if self._stopped.is_set():
                     raise RuntimeError("stopped")
                 index = (slice(start, min(start + chunks[0], value.shape[0])),)
                 part = value.cut(index + (slice(None),) * (value.ndim - 1))
-                await store[index].write(part)
+                if under_way is not None:
+                    await under_way
+                under_way = store[index].write(part)
                 self._progress(part.nbytes)
+            await under_way
 
 
 def write_sliced(
