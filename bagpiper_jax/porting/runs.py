@@ -102,14 +102,18 @@ def _tensor(entry: Entry, array: SlicedArray, dtype: np.dtype | None) -> LazyTen
     if entry.layer is not None:
         first, stop = entry.layer, entry.layer + 1
 
+    def rows(start: int, end: int) -> np.ndarray:
+        return array.cut((slice(start, end), *(slice(None),) * (array.ndim - 1)))
+
     def read() -> np.ndarray:
-        part = np.empty((stop - first, *array.shape[1:]), dtype)
-        row = part[:1].nbytes
-        step = max(1, _BLOCK_BYTES // max(row, 1))
-        for start in range(0, len(part), step):  # so that what is cast is never there twice
-            end = min(start + step, len(part))
-            index = (slice(first + start, first + end), *(slice(None),) * (array.ndim - 1))
-            part[start:end] = array.cut(index)
+        if dtype == array.dtype:
+            part = rows(first, stop)
+        else:  # by blocks, so that what is cast is never there twice
+            part = np.empty((stop - first, *array.shape[1:]), dtype)
+            step = max(1, _BLOCK_BYTES // max(part[:1].nbytes, 1))
+            for start in range(0, len(part), step):
+                end = min(start + step, len(part))
+                part[start:end] = rows(first + start, first + end)
         return entry.row.transform.backward(part if entry.layer is None else part[0])
 
     return LazyTensor(entry.shape, dtype, read)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -23,6 +24,7 @@ from bagpiper_jax.porting.sources import DTYPES, INDEX_FILE, LazyTensor, need_to
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SHARD_BYTES = 5 * 10**9
+_AHEAD_BYTES = 512 << 20
 
 
 Progress = Callable[[int], None]  # called with the bytes written since the last call
@@ -72,9 +74,9 @@ def _write_shard(path: str, tensors: Mapping[str, LazyTensor], progress: Progres
     encoded += b" " * (-len(encoded) % 8)  # the data starts on a multiple of eight bytes
     with open(path, "wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for tensor in tensors.values():
-            file.write(_made(tensor).reshape(-1).view(np.uint8))
-            progress(tensor.num_bytes)
+        for name, array in _made(tensors):
+            file.write(array.reshape(-1).view(np.uint8))
+            progress(tensors[name].num_bytes)
 
 
 def write_torch(
@@ -110,16 +112,30 @@ def _fill_torch(torch, path: str, tensors: Mapping[str, LazyTensor], progress: P
         os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
     with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["module"]
-    for name, tensor in tensors.items():
-        array = _made(tensor)
+    for name, array in _made(tensors):
         if array.dtype == ml_dtypes.bfloat16:
             source = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
         else:
             source = torch.from_numpy(array)
         loaded[name].copy_(source)
-        progress(tensor.num_bytes)
+        progress(tensors[name].num_bytes)
 
 
-def _made(tensor: LazyTensor) -> np.ndarray:
+def _made(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and tensors; unless it is large, one is made while the one before it is written."""
+    items = list(tensors.items())
+    with ThreadPoolExecutor(1) as pool:
+        ahead = None
+        for number, (name, tensor) in enumerate(items):
+            array = ahead.result() if ahead else _make(tensor)
+            ahead = None
+            if number + 1 < len(items):
+                following = items[number + 1][1]
+                if tensor.num_bytes + following.num_bytes <= _AHEAD_BYTES:
+                    ahead = pool.submit(_make, following)
+            yield name, array
+
+
+def _make(tensor: LazyTensor) -> np.ndarray:
     array = contiguous(tensor.read(), tensor.dtype).reshape(tensor.shape)
     return array if array.flags.writeable else array.copy()
