@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,12 @@ def abstract(config: BagpiperConfig, codec: XCodecConfig | None) -> tuple[Any, A
     if codec is None:
         return model, None
     return model, nnx.eval_shape(lambda: XCodecModel(codec, rngs=nnx.Rngs(0)))
+
+
+@functools.cache
+def shapes_of(config: BagpiperConfig, codec: XCodecConfig | None) -> Mapping[str, Any]:
+    """Dotted path → what has a shape, of a model and its codec; no memory is taken."""
+    return states(*abstract(config, codec))
 
 
 def to_espnet(
@@ -110,7 +117,7 @@ def fit(
       UserError: as `from_espnet`; nothing is read but `vocab_weight` and a tied head.
     """
     with_codec = any(name.startswith(CODEC) for name in tensors)
-    state = states(*abstract(config, (codec or XCodecConfig()) if with_codec else None))
+    state = shapes_of(config, (codec or XCodecConfig()) if with_codec else None)
     table = table_of(BAGPIPER, state, config.vocab.size)
     tensors = _without_tied_head(fold_norms(tensors, [e.source for e in table]), config)
     check(source, table, tensors, ignored=(VOCAB_WEIGHT,))

@@ -16,7 +16,7 @@ from bagpiper_jax.files import write_directory, write_json
 from bagpiper_jax.modeling.config import BagpiperConfig
 from bagpiper_jax.modeling.xcodec_model import XCodecConfig
 from bagpiper_jax.porting.copies import contiguous
-from bagpiper_jax.porting.espnet import abstract, states
+from bagpiper_jax.porting.espnet import shapes_of
 from bagpiper_jax.porting.rows import BAGPIPER
 from bagpiper_jax.porting.sources import LazyTensor, open_safetensors
 from bagpiper_jax.porting.state import fill, table_of
@@ -61,7 +61,7 @@ def open_arrays(
         arrays = open_sliced(directory)
     if codec is not None:
         arrays |= {_CODEC + name: a for name, a in open_sliced(directory, "codec").items()}
-    wrong = mismatches(states(*abstract(config, codec)), arrays)
+    wrong = mismatches(shapes_of(config, codec), arrays)
     if wrong:
         raise UserError(f"{directory} does not fit its {MODEL_FILE}: {'; '.join(wrong)}")
     return arrays
@@ -92,7 +92,7 @@ def open_run(
     """
     codec = codec_of(directory)
     arrays = open_arrays(directory, config, codec)
-    table = table_of(BAGPIPER, states(*abstract(config, codec)), config.vocab.size)
+    table = table_of(BAGPIPER, shapes_of(config, codec), config.vocab.size)
     return {entry.source: _tensor(entry, arrays[entry.target], dtype) for entry in table}
 
 
@@ -144,7 +144,7 @@ def write_run(
     """
     with_codec = any(entry.target.startswith(_CODEC) for entry in table)
     codec = (codec or XCodecConfig()) if with_codec else None
-    state = states(*abstract(config, codec))
+    state = shapes_of(config, codec)
     kinds: dict[str, set] = {}
     for entry in table:
         if entry.source in tensors:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
+import struct
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -84,7 +85,7 @@ def write_torch(
 ) -> None:
     """Writes `{"module": state dict}` as torch.save does.
 
-    The file is laid out first, then its tensors are filled in through a shared mapping.
+    PyTorch lays the file out first, without data; then the tensors are filled in.
 
     Raises:
       UserError: it cannot be written, or PyTorch is missing.
@@ -108,17 +109,34 @@ def _fill_torch(torch, path: str, tensors: Mapping[str, LazyTensor], progress: P
     except RuntimeError as e:
         raise UserError(f"cannot write {path}: {' '.join(str(e).split())[:120]}") from e
     del state
+    offsets = _offsets(torch, path)
     with open(path, "r+b") as file:
         os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
-    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["module"]
-    for name, array in _made(tensors):
-        if array.dtype == ml_dtypes.bfloat16:
-            source = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        else:
-            source = torch.from_numpy(array)
-        loaded[name].copy_(source)
-        progress(tensors[name].num_bytes)
+        for name, array in _made(tensors):
+            file.seek(offsets[name])
+            file.write(array.reshape(-1).view(np.uint8))
+            progress(tensors[name].num_bytes)
+
+
+def _offsets(torch, path: str) -> dict[str, int]:
+    """Where in a file of torch.save each tensor's data begins.
+
+    PyTorch maps the file once, so tensors lie in memory as their records lie in the file.
+    """
+    starts = []
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        for record in archive.infolist():
+            if "/data/" in record.filename:
+                file.seek(record.header_offset + 26)  # of a local header: lengths of name and extra
+                name, extra = struct.unpack("<HH", file.read(4))
+                starts.append(record.header_offset + 30 + name + extra)
+    loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["module"]
+    places = {name: tensor.data_ptr() for name, tensor in loaded.items()}
+    first = min(places.values()) - min(starts)
+    offsets = {name: place - first for name, place in places.items()}
+    if sorted(offsets.values()) != sorted(starts):
+        raise RuntimeError(f"this release of PyTorch lays out {path} in another way")
+    return offsets
 
 
 def _made(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, np.ndarray]]:
