@@ -246,7 +246,7 @@ def test_misspelled_key_in_a_config_file(tmp_path):
     path.write_text(text)
     with pytest.raises(UserError, match=r"optimizer\.clipp"):
         load_config(["--config", str(path)])
-    with pytest.raises(UserError, match="there is no stage 'foo': choose words"):
+    with pytest.raises(UserError, match="there is no stage 'foo': choose one of words"):
         load_config(["--config", f"{CONFIG}:foo"])
     with pytest.raises(UserError, match="no config file"):
         load_config(["--config", str(tmp_path / "none.py")])
