@@ -9,11 +9,11 @@
 
 "words" (a quarter of an hour) hears and says one to three words under captions that are nothing but
 the words: without it, reading did not begin within 2,500 steps. "list" (half an hour) goes on to
-sounds, music, rooms and noise under captions as bare. "scenes" (an hour) is the whole
-world of scenes and rich captions, both directions alike, since what there is to learn of captions
-as text is learned with them. The last stage (twenty minutes) has the published mixture and lets the
-rate fall to its end. Settings are ours unless marked (paper): arXiv 2602.05220, or (reference):
-ESPnet SpeechLM.
+sounds, music, rooms and noise under captions as bare. "scenes" (three quarters of an hour) is the
+whole world of scenes and rich captions, both directions alike, since what there is to learn of
+captions as text is learned with them. The last stage (25 minutes) has the published mixture and
+lets the rate fall to its end. Settings are ours unless marked (paper): arXiv 2602.05220, or
+(reference): ESPnet SpeechLM.
 """
 
 import os

@@ -1,22 +1,21 @@
-"""A small X-codec for tests; the semantic model's shapes also as keywords, for the original."""
+"""Shapes of a small X-codec for tests."""
 
 from bagpiper_jax.modeling.hubert import HubertConfig
 from bagpiper_jax.modeling.xcodec_model import XCodecConfig
 
-SEMANTIC = dict(
-    hidden_size=32,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    intermediate_size=64,
-    conv_dim=(16,) * 7,
-    num_conv_pos_embeddings=16,
-    num_conv_pos_embedding_groups=4,
-)
 CONFIG = XCodecConfig(
     encoder_hidden_size=4,
     decoder_hidden_size=64,
     acoustic_hidden_size=16,
     codebook_size=64,
     num_quantizers=8,
-    semantic=HubertConfig(**SEMANTIC),
+    semantic=HubertConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        conv_dim=(16,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+    ),
 )

@@ -15,10 +15,10 @@ from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import check_vacant, write_directory, write_json
 from bagpiper_jax.modeling.config import BagpiperConfig, get_config
 from bagpiper_jax.modeling.xcodec_model import XCodecConfig, XCodecModel
-from bagpiper_jax.porting.copies import contiguous
-from bagpiper_jax.porting.espnet import EMBED, HEAD, VOCAB_WEIGHT, fit
+from bagpiper_jax.porting.copies import BLOCK_BYTES, contiguous
+from bagpiper_jax.porting.espnet import VOCAB_WEIGHT, fit
 from bagpiper_jax.porting.parts import assemble
-from bagpiper_jax.porting.rows import CODEC, XCODEC
+from bagpiper_jax.porting.rows import CODEC, EMBED, HEAD, XCODEC
 from bagpiper_jax.porting.runs import codec_of, is_run, open_run, write_run
 from bagpiper_jax.porting.served import qwen3_config, served_config, served_shapes
 from bagpiper_jax.porting.sources import LazyTensor, fold_norms, open_checkpoint
@@ -38,7 +38,6 @@ TARGETS = ("espnet", "safetensors", "orbax", "qwen3")
 CASTS = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 _LANGUAGE_MODEL = ("model.", "lm_head.")
 _SMALL_FILES = (TOKENIZER_FILE, QWEN3_TOKENIZER_FILE, CODEC_FILE, SAMPLING_FILE)
-_BLOCK_BYTES = 64 << 20
 
 
 def convert(
@@ -93,8 +92,8 @@ def convert(
             raise UserError("of a language model alone only bits are verified: --verify bits")
         need_originals()
     kind = CASTS[dtype] if dtype else None
-    shapes, tensors, shape = _open(source, config, tower, codec, kind)
-    table, tensors = fit(source, tensors, shapes, shape)
+    shapes, tensors, codec_shapes = _open(source, config, tower, codec, kind)
+    table, tensors = fit(source, tensors, shapes, codec_shapes)
     outputs = outputs_of(table, tensors, shapes, to)
     size = sum(output.num_bytes for output in outputs.values())
     if dry_run:
@@ -107,7 +106,13 @@ def convert(
         elif to == "orbax":
             beside = _beside(source, tokenizer)
             write_run(
-                target, table, outputs, shapes, codec=shape, beside=beside, progress=bar.update
+                target,
+                table,
+                outputs,
+                shapes,
+                codec=codec_shapes,
+                beside=beside,
+                progress=bar.update,
             )
         else:
             write_directory(
@@ -124,7 +129,7 @@ def convert(
         compare(target, outputs, written)
         lines.append(f"every bit as in {source}" + (f", cast to {dtype}" if dtype else ""))
     if verify == "numbers":
-        lines += compare_numbers(outputs, written, shapes, shape)
+        lines += compare_numbers(outputs, written, shapes, codec_shapes)
     return lines
 
 
@@ -148,7 +153,7 @@ def _open(
         vocab = dataclasses.replace(shapes.vocab, zero_text_id_is_pad=False)
         shapes = dataclasses.replace(shapes, vocab=vocab)
         tensors = assemble(tensors, *parts, shapes)
-    elif "model.embed_tokens.weight" in tensors and "stream_emb.weight" not in tensors:
+    elif EMBED in tensors and "stream_emb.weight" not in tensors:
         raise UserError(
             f"{source} is a language model without audio: give --tower (and --codec) to start a "
             "new Bagpiper from it"
@@ -229,8 +234,8 @@ def compare(
 
 def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     a, b = (contiguous(x).reshape(-1).view(np.uint8) for x in (a, b))
-    blocks = range(0, len(a), _BLOCK_BYTES)
-    return all(np.array_equal(a[i : i + _BLOCK_BYTES], b[i : i + _BLOCK_BYTES]) for i in blocks)
+    blocks = range(0, len(a), BLOCK_BYTES)
+    return all(np.array_equal(a[i : i + BLOCK_BYTES], b[i : i + BLOCK_BYTES]) for i in blocks)
 
 
 def _open_codec(path: str) -> dict[str, LazyTensor]:

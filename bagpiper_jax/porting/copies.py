@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+BLOCK_BYTES = 64 << 20  # what is cast or compared at a time
 _STRIP = 16  # columns
 
 

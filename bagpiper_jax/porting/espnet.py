@@ -15,13 +15,12 @@ from bagpiper_jax.errors import UserError
 from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.config import BagpiperConfig
 from bagpiper_jax.modeling.xcodec_model import XCodecConfig, XCodecModel
-from bagpiper_jax.porting.rows import BAGPIPER, CODEC
+from bagpiper_jax.porting.rows import BAGPIPER, CODEC, EMBED, HEAD, OWN_CODEC
 from bagpiper_jax.porting.sources import LazyTensor, fold_norms
 from bagpiper_jax.porting.state import check, fill, table_of, tensors_of
 from bagpiper_jax.porting.table import Entry
 from bagpiper_jax.trees import dotted, set_leaves
 
-HEAD, EMBED = "lm_head.weight", "model.embed_tokens.weight"
 VOCAB_WEIGHT = "vocab_weight"  # a buffer: the weight of each id in the loss
 
 
@@ -157,14 +156,14 @@ def update(model: Bagpiper, codec: XCodecModel | None, arrays: Mapping[str, Any]
     """Puts arrays, by dotted path, into a model and its codec."""
     set_leaves(model, arrays)
     if codec is not None:
-        set_leaves(codec, arrays, "codec.")
+        set_leaves(codec, arrays, OWN_CODEC)
 
 
 def states(model: Bagpiper, codec: XCodecModel | None) -> Any:
     """One flat view of both, the codec under "codec."."""
     state = dotted(nnx.state(model))
     if codec is not None:
-        state |= {f"codec.{path}": leaf for path, leaf in dotted(nnx.state(codec)).items()}
+        state |= {OWN_CODEC + path: leaf for path, leaf in dotted(nnx.state(codec)).items()}
     return state
 
 

@@ -12,10 +12,9 @@ import numpy as np
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.modeling.config import BagpiperConfig
-from bagpiper_jax.porting.rows import CODEC, TOWER
+from bagpiper_jax.porting.rows import CODEC, EMBED, HEAD, TOWER
 from bagpiper_jax.porting.sources import LazyTensor
 
-_TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 # where a tower lies in the checkpoints of Qwen3-Omni and of its encoder alone
 _TOWER_PREFIXES = ("thinker.audio_tower.", "audio_tower.", "")
 
@@ -40,17 +39,17 @@ def assemble(
     Raises:
       UserError: the language model has no tables, or the second source no audio tower.
     """
-    if _TABLES[0] not in qwen3:
-        raise UserError(f"the language model has no {_TABLES[0]}: give a Qwen3 directory")
+    if EMBED not in qwen3:
+        raise UserError(f"the language model has no {EMBED}: give a Qwen3 directory")
     if "stream_emb.weight" in qwen3:
         raise UserError("the language model is a whole Bagpiper already: leave out --tower")
     found = dict(qwen3)
-    embed = found.pop(_TABLES[0])
-    head = found.pop(_TABLES[1], embed)
+    embed = found.pop(EMBED)
+    head = found.pop(HEAD, embed)
     dtype = embed.dtype
-    found[_TABLES[0]] = _table(embed, config, (seed, 0))
+    found[EMBED] = _table(embed, config, (seed, 0))
     if not config.decoder.tie_word_embeddings:
-        found[_TABLES[1]] = _table(head, config, (seed, 1))
+        found[HEAD] = _table(head, config, (seed, 1))
     for prefix in _TOWER_PREFIXES:
         mine = {n: t for n, t in tower.items() if n.startswith(f"{prefix}conv2d1.")}
         if mine:

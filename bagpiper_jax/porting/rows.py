@@ -133,6 +133,8 @@ XCODEC = (
     *prefixed(_HUBERT, "semantic_model.", "semantic_model."),
 )
 
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+OWN_CODEC = "codec."  # before the paths of an X-codec beside a model's
 # where the parts lie in a Bagpiper checkpoint
 TOWER = "multimodal_io_dict.continuous_audio.model.audio_tower."
 CODEC = "multimodal_io_dict.discrete_audio.codec_model."
@@ -144,5 +146,5 @@ BAGPIPER = (
     Row("adaptor.continuous_audio.weight", "adaptor.kernel", LINEAR),
     Row("adaptor.continuous_audio.bias", "adaptor.bias"),
     *prefixed(AUDIO_TOWER, TOWER, "audio_tower."),
-    *prefixed(XCODEC, CODEC, "codec."),
+    *prefixed(XCODEC, CODEC, OWN_CODEC),
 )

@@ -15,9 +15,9 @@ from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import write_directory, write_json
 from bagpiper_jax.modeling.config import BagpiperConfig
 from bagpiper_jax.modeling.xcodec_model import XCodecConfig
-from bagpiper_jax.porting.copies import contiguous
+from bagpiper_jax.porting.copies import BLOCK_BYTES, contiguous
 from bagpiper_jax.porting.espnet import shapes_of
-from bagpiper_jax.porting.rows import BAGPIPER
+from bagpiper_jax.porting.rows import BAGPIPER, OWN_CODEC
 from bagpiper_jax.porting.sources import LazyTensor, open_safetensors
 from bagpiper_jax.porting.state import fill, table_of
 from bagpiper_jax.porting.table import Entry
@@ -31,9 +31,6 @@ from bagpiper_jax.release import (
 )
 from bagpiper_jax.store import SlicedArray, open_sliced, write_sliced
 from bagpiper_jax.trees import mismatches
-
-_CODEC = "codec."
-_BLOCK_BYTES = 64 << 20
 
 
 def is_run(path: str) -> bool:
@@ -60,7 +57,7 @@ def open_arrays(
     else:
         arrays = open_sliced(directory)
     if codec is not None:
-        arrays |= {_CODEC + name: a for name, a in open_sliced(directory, "codec").items()}
+        arrays |= {OWN_CODEC + name: a for name, a in open_sliced(directory, "codec").items()}
     wrong = mismatches(shapes_of(config, codec), arrays)
     if wrong:
         raise UserError(f"{directory} does not fit its {MODEL_FILE}: {'; '.join(wrong)}")
@@ -110,7 +107,7 @@ def _tensor(entry: Entry, array: SlicedArray, dtype: np.dtype | None) -> LazyTen
             part = rows(first, stop)
         else:  # by blocks, so that what is cast is never there twice
             part = np.empty((stop - first, *array.shape[1:]), dtype)
-            step = max(1, _BLOCK_BYTES // max(part[:1].nbytes, 1))
+            step = max(1, BLOCK_BYTES // max(part[:1].nbytes, 1))
             for start in range(0, len(part), step):
                 end = min(start + step, len(part))
                 part[start:end] = rows(first + start, first + end)
@@ -142,7 +139,7 @@ def write_run(
     Raises:
       UserError: something is there already, or it cannot be written; nothing is left then.
     """
-    with_codec = any(entry.target.startswith(_CODEC) for entry in table)
+    with_codec = any(entry.target.startswith(OWN_CODEC) for entry in table)
     codec = (codec or XCodecConfig()) if with_codec else None
     state = shapes_of(config, codec)
     kinds: dict[str, set] = {}
@@ -157,10 +154,10 @@ def write_run(
         return SlicedArray(shape, dtype, lambda i: contiguous(cut(i), dtype))
 
     arrays = fill(table, read, state, place)
-    items = {"weights": {p: a for p, a in arrays.items() if not p.startswith(_CODEC)}}
+    items = {"weights": {p: a for p, a in arrays.items() if not p.startswith(OWN_CODEC)}}
     if codec is not None:
         items["codec"] = {
-            p.removeprefix(_CODEC): a for p, a in arrays.items() if p.startswith(_CODEC)
+            p.removeprefix(OWN_CODEC): a for p, a in arrays.items() if p.startswith(OWN_CODEC)
         }
 
     def write(partial: str) -> None:

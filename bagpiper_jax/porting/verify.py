@@ -23,7 +23,7 @@ from bagpiper_jax.modeling.audio_encoder import AudioEncoder, EncoderLayer
 from bagpiper_jax.modeling.config import BagpiperConfig
 from bagpiper_jax.modeling.qwen3 import DecoderLayer, RMSNorm, rope
 from bagpiper_jax.modeling.xcodec_model import XCodecConfig, XCodecModel
-from bagpiper_jax.porting.rows import AUDIO_TOWER, CODEC, QWEN3, TOWER, XCODEC
+from bagpiper_jax.porting.rows import AUDIO_TOWER, CODEC, EMBED, HEAD, QWEN3, TOWER, XCODEC
 from bagpiper_jax.porting.sources import LazyTensor
 from bagpiper_jax.porting.state import fill, table_of
 from bagpiper_jax.porting.table import Row
@@ -222,7 +222,7 @@ def _layers(make, rows: tuple[Row, ...], tensors: Tensors, prefix: str, count: i
 
 def _embed(tensors: Tensors, tokens: np.ndarray, features: np.ndarray) -> np.ndarray:
     """Rows that enter the decoder [1, N + T, D]."""
-    table = tensors["model.embed_tokens.weight"].read()
+    table = tensors[EMBED].read()
     later = np.where(tokens[:, 1:, None] == 0, 0, table[tokens[:, 1:]].astype(np.float32))
     rows = table[tokens[:, 0]].astype(np.float32) + later.sum(1)
     weight, bias = (_float32(tensors[f"adaptor.continuous_audio.{n}"]) for n in ("weight", "bias"))
@@ -234,7 +234,7 @@ def _compare_logits(source, target, config, probe: Probe, features) -> tuple[flo
     theirs = _original_hidden(source, config, _embed(source, probe.tokens, features))
     ours = _hidden(target, config, _embed(target, probe.tokens, features))
     theirs, ours = theirs[-_LOGIT_ROWS:], ours[-_LOGIT_ROWS:]  # those after the clip
-    name = "lm_head.weight" if "lm_head.weight" in source else "model.embed_tokens.weight"
+    name = HEAD if HEAD in source else EMBED
     heads = [side[name].read() for side in (source, target)]
     vocab = config.vocab
     kl, same, alike = 0.0, [], []
@@ -313,7 +313,7 @@ def _compare_codecs(source, target, codec, config, wav) -> tuple[float, float]:
     import torch
     import transformers
 
-    original = transformers.XcodecModel(_original_codec_config(codec))
+    original = transformers.XcodecModel(original_codec_config(codec))
     _load_torch(original, source, CODEC, optional=True)
     books = config.vocab.num_streams
     theirs = original.encode(torch.from_numpy(wav)[None, None], return_dict=False)[0, :books]
@@ -329,7 +329,8 @@ def _compare_codecs(source, target, codec, config, wav) -> tuple[float, float]:
     return float((ours == theirs).mean()), _error(heard, sound)
 
 
-def _original_codec_config(codec: XCodecConfig) -> Any:
+def original_codec_config(codec: XCodecConfig) -> Any:
+    """Its shapes as `XcodecConfig` of transformers, with bandwidths for 1, 2, 4 and all books."""
     from transformers import DacConfig, HubertConfig, XcodecConfig
 
     acoustic = DacConfig(

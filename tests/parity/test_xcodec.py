@@ -6,12 +6,13 @@ import os
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_xcodec import CONFIG, SEMANTIC
+from tiny_xcodec import CONFIG
 
 from bagpiper_jax.modeling.xcodec_model import XCodecModel
 from bagpiper_jax.porting.espnet import update
 from bagpiper_jax.porting.rows import XCODEC
 from bagpiper_jax.porting.state import check, fill, table_of, tensors_of
+from bagpiper_jax.porting.verify import original_codec_config
 from bagpiper_jax.trees import dotted
 
 pytestmark = pytest.mark.slow
@@ -24,25 +25,11 @@ LENGTHS = (80, 320, 3_200, 5_555, 16_000, 16_001, 16_080, 16_100, 16_311, 16_312
 @pytest.fixture(scope="module", params=[0, 1])
 def pair(request):
     import torch
-    from transformers import DacConfig, XcodecConfig, XcodecModel
-    from transformers import HubertConfig as OriginalHubertConfig
+    from transformers import XcodecModel
 
     torch.manual_seed(request.param)
-    acoustic = DacConfig(
-        encoder_hidden_size=CONFIG.encoder_hidden_size,
-        downsampling_ratios=list(CONFIG.downsampling_ratios),
-        decoder_hidden_size=CONFIG.decoder_hidden_size,
-        upsampling_ratios=list(CONFIG.upsampling_ratios),
-        hidden_size=CONFIG.acoustic_hidden_size,
-    )
-    original = XcodecModel(
-        XcodecConfig(
-            acoustic_model_config=acoustic,
-            semantic_model_config=OriginalHubertConfig(**SEMANTIC),
-            codebook_size=CONFIG.codebook_size,
-            target_bandwidths=list(BANDWIDTHS.values()),
-        )
-    ).eval()
+    original = XcodecModel(original_codec_config(CONFIG)).eval()
+    assert np.allclose(original.config.target_bandwidths, list(BANDWIDTHS.values()))
     with torch.no_grad():
         for parameter in original.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
