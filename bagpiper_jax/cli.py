@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
 
@@ -17,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a subcommand; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and args.command is not _train:
+    if rest and args.command not in (_train, _compile):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     args.rest = rest
     try:
@@ -58,6 +59,26 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(command=_train)
     train.add_argument("--config", required=True, help="an ml_collections file of experiments/")
     train.add_argument("--workdir", required=True, help="where everything of the run goes")
+    train.add_argument("--resume", action="store_true", help="go on, or fail: no start at step 0")
+    train.add_argument("--profile", action="store_true", help="trace a few steps (XProf, Perfetto)")
+    pod = train.add_argument_group("several processes, one run")
+    pod.add_argument("--coordinator", help="host:port of process 0, or auto if the cluster tells")
+    pod.add_argument("--num-processes", type=int)
+    pod.add_argument("--process-id", type=int)
+
+    compiler = commands.add_parser(
+        "compile",
+        help="compile a run's train step for TPU slices, here, and tell what it takes",
+        epilog="any setting of the config can be overridden: --config.KEY=VALUE",
+    )
+    compiler.set_defaults(command=_compile)
+    compiler.add_argument("--config", required=True, help="an ml_collections file of experiments/")
+    compiler.add_argument("--topology", required=True, help="a slice, like v5p:4x4x8 or v5e:16x16")
+    compiler.add_argument("--slices", type=int, default=1, help="number of such slices")
+    compiler.add_argument("--json", help="file to write the report to, or - for standard output")
+    compiler.add_argument(
+        "--largest", action="store_true", help="raise the batch until the slice does not hold it"
+    )
 
     release = commands.add_parser("release", help="write a run's weights as a small directory")
     release.set_defaults(command=_release)
@@ -157,13 +178,51 @@ def _override(settings, **values):
 def _train(args) -> None:
     try:
         from bagpiper_jax.training.config import load_config
+        from bagpiper_jax.training.hosts import connect
         from bagpiper_jax.training.loop import train
     except ImportError as e:
         raise UserError(f"training needs: pip install 'bagpiper_jax[train]' ({e})") from e
     run = load_config(["--config", args.config, *args.rest])
+    if args.coordinator:
+        connect(args.coordinator, args.num_processes, args.process_id)
     from bagpiper_jax.samples import SceneSamples
 
-    train(run, args.workdir, SceneSamples)
+    train(run, args.workdir, SceneSamples, must_resume=args.resume, profile=args.profile)
+
+
+def _compile(args) -> None:
+    from bagpiper_jax.training.aot_environment import prepare_environment
+
+    prepare_environment()
+    try:
+        from bagpiper_jax.training import aot
+        from bagpiper_jax.training.config import load_config
+    except ImportError as e:
+        raise UserError(f"compiling needs: pip install 'bagpiper_jax[train,tpu]' ({e})") from e
+    run = load_config(["--config", args.config, *args.rest])
+    say = lambda text: print(text, file=sys.stderr)  # noqa: E731
+    try:
+        report = aot.compile_report(run, args.topology, args.slices)
+    except aot.TooSmall as e:
+        say(f"{e}; trying larger ones")
+        report = aot.next_that_fits(run, args.topology, args.slices, say)
+        say(f"{report['topology']} holds it")
+        _print_report(aot, report, args.json)
+        raise UserError(str(e)) from e
+    if args.largest:
+        report["largest_rows_per_group"] = aot.largest_batch(run, args.topology, args.slices, say)
+    _print_report(aot, report, args.json)
+
+
+def _print_report(aot, report: dict, path: str | None) -> None:
+    from bagpiper_jax.files import write_json
+
+    if path == "-":
+        print(json.dumps(report, indent=1))
+        return
+    print(aot.table(report))
+    if path:
+        write_json(path, report)
 
 
 def _release(args) -> None:

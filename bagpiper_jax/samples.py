@@ -29,8 +29,10 @@ class SceneSamples:
     def __call__(self, model: Bagpiper, params, assets: Assets, log: MetricsLog, step: int) -> None:
         if self._pipeline is None:
             self._pipeline = Pipeline(model, assets.tokenizer, assets.codec)
-        # the training step donates its buffers: generation must read a copy
-        self._pipeline.replace_weights(jax.tree.map(lambda x: x.copy(), params))
+        # the training step donates its buffers: generation must read a copy, on one device
+        device = jax.local_devices()[0]
+        copies = jax.tree.map(lambda x: jax.device_put(x.copy(), device), params)
+        self._pipeline.replace_weights(copies)
         captions = self._pipeline.describe_batch(self._wavs, sampling=_TEXT)
         for i, (scene, caption) in enumerate(zip(self._scenes, captions, strict=True)):
             log.text(f"caption/{i}", f"{caption}  (truth: {scene.caption})", step)

@@ -9,17 +9,18 @@ import glob
 import logging
 import math
 import os
+import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
-from orbax.checkpoint import type_handlers
+from orbax.checkpoint import multihost, type_handlers
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import is_full
@@ -33,16 +34,39 @@ class Checkpoints:
     of batches read). It appears under its step only when it is whole.
     """
 
-    def __init__(self, workdir: str, *, keep: int):
+    def __init__(
+        self,
+        workdir: str,
+        *,
+        keep: int,
+        keep_every: int = 0,
+        timeout: int = 1200,
+        hosts: Sequence[str] = (),
+    ):
         """Opens the directory, makes it if needed.
+
+        Args:
+          workdir: of the run.
+          keep: last checkpoints that stay.
+          keep_every: checkpoints of these steps stay for good; 0: none.
+          timeout: seconds that the processes of a run wait for each other's writes.
+          hosts: names of the processes, for messages.
 
         Raises:
           UserError: the directory cannot be made.
         """
         self._directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
         self._failed = False
+        self._hosts = hosts
         _silence_doubles()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        kept = [ocp.checkpoint_managers.LatestN(keep)]
+        if keep_every:
+            kept.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(kept),
+            async_options=ocp.options.AsyncOptions(timeout_secs=timeout),
+            create=True,
+        )
         try:
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         except OSError as e:
@@ -79,6 +103,14 @@ class Checkpoints:
             input=ocp.args.JsonSave(position),
         )
         self._guard(lambda: self._manager.save(step, args=items, force=True))
+
+    def check(self) -> None:
+        """Tells of a save that failed behind the training's back.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        self._guard(self._manager.check_for_errors)
 
     def wait(self) -> None:
         """Returns when what was started is on disk.
@@ -117,11 +149,38 @@ class Checkpoints:
             action()
         except Exception as e:  # a full disk surfaces as OSError or as TensorStore's ValueError
             self._failed = True
+            late = late_hosts(str(e), self._hosts)
+            if late:
+                raise UserError(f"the checkpoint in {self._directory} is not whole: {late}") from e
             reason = " ".join(str(e).split())[:160]
             raise UserError(
                 f"cannot write the checkpoint to {self._directory} ({reason}): free some space and "
                 "start again, the run resumes from its last whole checkpoint"
             ) from e
+
+
+def wait_for_all(name: str, timeout: float) -> None:
+    """Returns when every process of a run has called it; `name` must be a new one each time.
+
+    Raises:
+      Exception: of the coordination service, where one is missing after `timeout` seconds.
+    """
+    multihost.get_barrier_sync_fn()(key=name, timeout_ms=int(1000 * timeout))
+
+
+def late_hosts(message: str, hosts: Sequence[str]) -> str:
+    """Who a barrier waited for in vain, from its error; empty if the message is of another kind.
+
+    Args:
+      message: of JAX's coordination service.
+      hosts: names by process.
+    """
+    found = re.search(r"timed out task names:\s*((?:\d+\s+)+)", message)
+    if not found:
+        return ""
+    late = [int(number) for number in found.group(1).split()]
+    names = [hosts[task] if task < len(hosts) else f"process {task}" for task in late]
+    return f"no sign of {', '.join(names)}: look at their logs, then start all processes again"
 
 
 def _silence_doubles() -> None:

@@ -12,7 +12,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from bagpiper_jax.ops.fused_cross_entropy import fused_cross_entropy
+from bagpiper_jax.ops.fused_cross_entropy import HeadShape, fused_cross_entropy
 from bagpiper_jax.vocab import Vocabulary
 
 
@@ -32,7 +32,13 @@ def expanded(hidden, targets, mask, head, streams_emb, vocab: Vocabulary):
 def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name, value in (("rows", 2048), ("hidden", 256), ("text", 1024), ("codes", 1024)):
+    for name, value in (
+        ("rows", 2048),
+        ("hidden", 256),
+        ("text", 1024),
+        ("codes", 1024),
+        ("chunk", 512),
+    ):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
@@ -45,18 +51,11 @@ def main() -> None:
     codes = jax.random.randint(next(keys), (args.rows, vocab.num_streams), 1, vocab.stream_size)
     targets, mask = pads + codes, jnp.ones((args.rows, vocab.num_streams), bool)
 
+    shape = HeadShape(vocab.size, vocab.codec_start, vocab.stream_size, 0.0, args.chunk)
+
     def fused(hidden, head, emb):
-        return fused_cross_entropy(
-            hidden,
-            targets,
-            mask,
-            head,
-            emb,
-            vocab_size=vocab.size,
-            codec_start=vocab.codec_start,
-            stream_size=vocab.stream_size,
-            chunk=args.rows,
-        ).cross_entropy.sum()
+        rows = (x[None] for x in (hidden, targets, mask, mask))
+        return fused_cross_entropy(*rows, head, emb, shape)[0]
 
     forms = {
         "expanded": lambda *x: expanded(x[0], targets, mask, *x[1:], vocab),

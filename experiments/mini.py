@@ -33,6 +33,7 @@ def get_config(stage: str = "mixture") -> ml_collections.ConfigDict:
     c.seed = 0  # of weights, scenes and their order
     c.steps = 1500  # optimizer steps
     c.init_from = ""  # run or checkpoint whose weights, tokenizer and codec to start from
+    c.frozen = ()  # there is nothing yet that could stay as it is
 
     c.data = ml_collections.ConfigDict()
     c.data.corpus = os.path.normpath(os.path.join(_HERE, "..", "data", "mini"))
@@ -40,7 +41,7 @@ def get_config(stage: str = "mixture") -> ml_collections.ConfigDict:
     # share of tokens by task (paper)
     c.data.mixture = {"text_to_audio": 2.0, "audio_to_text": 1.0, "text_only": 1.0}
     c.data.cfg_dropout = 0.1  # 0.05 (paper); a short training sees few of them
-    c.data.batch_size = 4  # packed rows of a batch
+    c.data.batch_tokens = 2048  # positions of a step's batch
     c.data.length = 512  # positions of a row: a scene of 8 s and its caption fit
     c.data.windows = 12  # mel windows (seconds, in blocks of 4) of a row
     c.data.workers = 1  # processes that make the batches
@@ -58,11 +59,24 @@ def get_config(stage: str = "mixture") -> ml_collections.ConfigDict:
     c.optimizer.eps = 1e-8  # (reference)
     c.optimizer.weight_decay = 0.1
     c.optimizer.clip = 1.0  # (reference)
+    c.optimizer.moments_dtype = "float32"  # (reference)
+
+    c.mesh = ml_collections.ConfigDict()  # -1: the devices that are left
+    c.mesh.replica = 1
+    c.mesh.fsdp = -1
+    c.mesh.tensor = 1
+
+    c.compute = ml_collections.ConfigDict()
+    c.compute.dtype = "float32"  # CPUs gain nothing from bfloat16
+    c.compute.remat = "none"  # none, dots, full or offload
+    c.compute.attention = "auto"  # auto, xla, splash or cudnn
+    c.compute.accumulation = 1  # micro-batches of a step
 
     c.log_every = 20  # steps between metrics
     c.sample_every = 1000  # steps between captions and renderings of development scenes
     c.save_every = 250  # steps between checkpoints
     c.keep = 2  # last checkpoints to keep
+    c.keep_every = 0  # steps between checkpoints that are kept for good; 0 keeps none
 
     if stage == "words":
         c.steps = 1000

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bagpiper_jax.ops.fused_cross_entropy import fused_cross_entropy, stream_log_sum_exp
+from bagpiper_jax.ops.fused_cross_entropy import HeadShape, fused_cross_entropy
+from bagpiper_jax.ops.stream_log_sum_exp import stream_log_sum_exp
 
 STREAMS, STREAM_SIZE, TEXT = 4, 17, 60
 VOCAB = TEXT + STREAMS * STREAM_SIZE
@@ -38,18 +39,13 @@ def case(seed, rows=50, scale=1.0, emb_scale=1.0, dim=16):
     return to32(hidden), jnp.asarray(targets), jnp.asarray(mask), to32(head), to32(stream_emb)
 
 
-def fused(hidden, targets, mask, head, stream_emb, chunk=1024):
-    return fused_cross_entropy(
-        hidden,
-        targets,
-        mask,
-        head,
-        stream_emb,
-        vocab_size=VOCAB,
-        codec_start=TEXT,
-        stream_size=STREAM_SIZE,
-        chunk=chunk,
-    )
+def fused(hidden, targets, mask, weights, head, stream_emb, *, chunk=1024, batch=2, z_loss=0.0):
+    """The op on rows of a batch: (loss, `HeadLoss` of [N, K])."""
+    rows = lambda x: x.reshape(batch, -1, x.shape[-1])  # noqa: E731
+    shape = HeadShape(VOCAB, TEXT, STREAM_SIZE, z_loss, chunk)
+    inputs = map(rows, (hidden, targets, mask, weights))
+    loss, out = fused_cross_entropy(*inputs, head, stream_emb, shape)
+    return loss, jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), out)
 
 
 # large scales make the softmaxes of different streams peak in different places, far apart
@@ -63,14 +59,24 @@ def test_values_and_gradients_agree_with_the_plain_form(scale, emb_scale, chunk)
     weights = jax.random.uniform(jax.random.key(1), mask.shape)
 
     def fused_loss(hidden, head, stream_emb):
-        out = fused(hidden, targets, mask, head, stream_emb, chunk)
-        return (weights * (out.cross_entropy + 1e-3 * out.log_sum_exp**2)).sum()
+        loss, out = fused(
+            hidden, targets, mask, weights, head, stream_emb, chunk=chunk, z_loss=1e-3
+        )
+        return 2 * loss, out  # a scale, so that the cotangent is not one
 
     def plain_loss(hidden, head, stream_emb):
         ce, lse, _ = plain(hidden, targets, mask, head, stream_emb)
-        return (weights * (ce + 1e-3 * lse**2)).sum()
+        return 2 * (weights * ce + 1e-3 * lse**2).sum()
 
-    ours = jax.value_and_grad(fused_loss, argnums=(0, 1, 2))(hidden, head, stream_emb)
+    (value, out), grads = jax.value_and_grad(fused_loss, argnums=(0, 1, 2), has_aux=True)(
+        hidden, head, stream_emb
+    )
+    ours = value, grads
+    ce, lse, _ = plain(hidden, targets, mask, head, stream_emb)
+    np.testing.assert_allclose(out.cross_entropy, ce, rtol=2e-5, atol=2e-5 * float(lse.max()))
+    np.testing.assert_allclose(out.log_sum_exp, lse, rtol=2e-5)
+    only = fused(hidden, targets, mask, weights, head, stream_emb, chunk=chunk, z_loss=1e-3)
+    np.testing.assert_allclose(2 * only[0], value, rtol=1e-6)  # without gradients: the same
     theirs = jax.value_and_grad(plain_loss, argnums=(0, 1, 2))(hidden, head, stream_emb)
     np.testing.assert_allclose(ours[0], theirs[0], rtol=2e-5)
     for mine, other in zip(ours[1], theirs[1], strict=True):
@@ -93,7 +99,7 @@ def test_adversarial_maxima_that_do_not_meet():
 
 def test_accuracy_counts_targets_that_are_most_likely():
     hidden, targets, mask, head, stream_emb = case(3)
-    out = fused(hidden, targets, mask, head, stream_emb)
+    _, out = fused(hidden, targets, mask, mask, head, stream_emb)
     assert out.correct.shape == targets.shape
     best0 = jnp.argmax(hidden @ head[:VOCAB].T, axis=-1)
     np.testing.assert_array_equal(out.correct[:, 0] > 0, (best0 == targets[:, 0]) & mask[:, 0])
@@ -109,12 +115,11 @@ def test_no_array_of_rows_by_vocabulary_survives_chunking():
     rows, chunk = 4096, 64
     hidden, targets, mask, head, stream_emb = case(0, rows=rows)
 
-    def loss(hidden, head, stream_emb):
-        return fused(hidden, targets, mask, head, stream_emb, chunk).cross_entropy.sum()
+    def temporaries(chunk):
+        def loss(hidden, head, stream_emb):
+            return fused(hidden, targets, mask, mask, head, stream_emb, chunk=chunk)[0]
 
-    def temporaries(f):
-        compiled = jax.jit(jax.grad(f, argnums=(0, 1, 2))).lower(hidden, head, stream_emb).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(hidden, head, stream_emb)
+        return compiled.compile().memory_analysis().temp_size_in_bytes
 
-    whole = temporaries(lambda h, w, s: fused(h, targets, mask, w, s, rows).cross_entropy.sum())
-    assert temporaries(loss) < whole / 4
+    assert temporaries(chunk) < temporaries(rows) / 4

@@ -27,7 +27,8 @@ from bagpiper_jax.release import (
 from bagpiper_jax.samples import SceneSamples
 from bagpiper_jax.store import Checkpoints
 from bagpiper_jax.training.config import claim_workdir, load_config
-from bagpiper_jax.training.loop import batches, train
+from bagpiper_jax.training.feed import host_batches
+from bagpiper_jax.training.loop import make_source, train
 from bagpiper_jax.training.optimizer import decayed
 
 CONFIG = os.path.join(os.path.dirname(__file__), "..", "experiments", "mini.py")
@@ -36,9 +37,10 @@ TINY = [
     "--config.steps=6",
     "--config.optimizer.warmup_steps=2",
     "--config.optimizer.peak_lr=0.01",
-    "--config.data.batch_size=2",
+    "--config.data.batch_tokens=1536",
     "--config.data.workers=0",
     "--config.data.length=768",
+    "--config.mesh.tensor=4",
     "--config.log_every=1",
     "--config.save_every=3",
 ]
@@ -130,9 +132,10 @@ def test_sigterm_saves_and_ends(finished, tmp_path):
 
 def test_batches_do_not_depend_on_workers_or_start(finished):
     assets = load_assets(finished[0])
-    plain = batches(settings(), assets, 0)
+    run, rows = settings(), np.arange(2)
+    plain = host_batches(make_source(run, assets), 2, rows, 0, workers=0)
     first = [next(plain) for _ in range(3)]
-    with_worker = batches(settings("--config.data.workers=1"), assets, 1)
+    with_worker = host_batches(make_source(run, assets), 2, rows, 1, workers=1)
     for want in first[1:]:
         got = next(with_worker)
         jax.tree.map(np.testing.assert_array_equal, want, got)

@@ -12,6 +12,7 @@ from bagpiper_jax.modeling import layers as layers_lib
 from bagpiper_jax.modeling.config import AudioEncoderConfig
 from bagpiper_jax.modeling.layers import gelu
 from bagpiper_jax.ops.attention import attention, segment_mask
+from bagpiper_jax.sharding import constrain
 
 # Where the tower is trained from scratch, what it hears must not drown in its positions, nor in the
 # first layers of the decoder: scales are kept through GELU (gain 2), not shrunk layer by layer.
@@ -59,10 +60,11 @@ class AudioEncoder(nnx.Module):
     """Log-mel windows → 13 features a second; attention is dense inside blocks of windows."""
 
     def __init__(
-        self, config: AudioEncoderConfig, *, unroll: int = 1, dtype=jnp.float32, rngs: nnx.Rngs
+        self, config: AudioEncoderConfig, *, form: layers_lib.Form | None = None, rngs: nnx.Rngs
     ):
         self.config = config
-        self.unroll = unroll
+        self.form = form or layers_lib.Form()
+        dtype = self.form.dtype
         width = config.downsample_hidden_size
 
         def conv(inputs):
@@ -102,7 +104,7 @@ class AudioEncoder(nnx.Module):
         """
         x, mask = self.front(mel, frames)
         x, _ = layers_lib.scan(
-            self.layers, x, lambda layer, x, _: (layer(x, mask), None), unroll=self.unroll
+            self.layers, x, lambda layer, x, _: (layer(x, mask), None), form=self.form
         )
         return self.back(x).reshape(len(mel), -1, self.config.output_dim)
 
@@ -122,7 +124,8 @@ class AudioEncoder(nnx.Module):
         x = x + sinusoids(TOKENS_PER_WINDOW, self.config.d_model).astype(x.dtype)
         valid = jnp.arange(TOKENS_PER_WINDOW) < num_tokens(frames)[..., None]
         segments = valid.reshape(-1, block * TOKENS_PER_WINDOW).astype(jnp.int32)
-        return x.reshape(*segments.shape, -1), segment_mask(segments, segments)
+        x = constrain(x.reshape(*segments.shape, -1), "batch")
+        return x, segment_mask(segments, segments)
 
     def back(self, x: jax.Array) -> jax.Array:
         """What the layers gave → features."""

@@ -9,47 +9,62 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bagpiper_jax import vocab as vocab_lib
+from bagpiper_jax.modeling import layers as layers_lib
 from bagpiper_jax.modeling.audio_encoder import AudioEncoder
 from bagpiper_jax.modeling.config import BagpiperConfig
 from bagpiper_jax.modeling.qwen3 import Decoder, KVCache
-from bagpiper_jax.ops.fused_cross_entropy import fused_cross_entropy
+from bagpiper_jax.ops.fused_cross_entropy import HeadShape, fused_cross_entropy
+from bagpiper_jax.ops.tables import embed_rows
+from bagpiper_jax.sharding import constrain
 
 # tables are padded to a multiple of this, so that every mesh axis divides them
 TABLE_MULTIPLE = 256
+# what a target is, and after what: the tasks of the mixture as the loss sees them
+KINDS = ("text", "caption", "audio")
 
 
 class Bagpiper(nnx.Module):
     """The model. `loss` trains it, `embed` + `decode` + `logits` generate from it."""
 
-    def __init__(self, config: BagpiperConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: BagpiperConfig,
+        *,
+        dtype=jnp.float32,
+        remat: str = "none",
+        attention: str = "auto",
+        rngs: nnx.Rngs,
+    ):
         """Builds the model with random weights.
 
         Args:
           config: shapes.
           dtype: of the computation; parameters are float32.
+          remat: what the backward pass of the layers computes again, one of `layers.REMAT`.
+          attention: backend of the decoder's attention in training, one of
+            `ops.flash_attention.BACKENDS`.
           rngs: where the initial weights come from.
+
+        Raises:
+          UserError: there is no such remat policy.
         """
         self.config = config
         self.dtype = dtype
         hidden = config.decoder.hidden_size
         table = -(-config.vocab.size // TABLE_MULTIPLE) * TABLE_MULTIPLE
-        self.model = Decoder(
-            config.decoder, table, unroll=config.scan_unroll, dtype=dtype, rngs=rngs
-        )
+        form = layers_lib.Form(dtype, config.scan_unroll, remat)
+        self.model = Decoder(config.decoder, table, form=form, attention=attention, rngs=rngs)
         init = nnx.initializers.normal(0.02)
         if not config.decoder.tie_word_embeddings:
             self.lm_head = nnx.Param(init(rngs.params(), (table, hidden)))
         self.stream_emb = nnx.Param(jnp.zeros((config.vocab.num_streams, hidden)))
-        self.audio_tower = AudioEncoder(
-            config.encoder, unroll=config.scan_unroll, dtype=dtype, rngs=rngs
-        )
+        self.audio_tower = AudioEncoder(config.encoder, form=form, rngs=rngs)
         self.adaptor = nnx.Linear(config.encoder.output_dim, hidden, dtype=dtype, rngs=rngs)
 
     @classmethod
-    def abstract(cls, config: BagpiperConfig, *, dtype=jnp.float32) -> Bagpiper:
-        """The model with shapes for weights; no memory is taken."""
-        return nnx.eval_shape(lambda: cls(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    def abstract(cls, config: BagpiperConfig, **settings) -> Bagpiper:
+        """The model with shapes for weights; no memory is taken. `settings` as for building it."""
+        return nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0), **settings))
 
     @property
     def head(self) -> jax.Array:
@@ -72,18 +87,12 @@ class Bagpiper(nnx.Module):
         Returns:
           [B, T, D].
         """
-        table = self.model.embed_tokens[...]
-        vectors = table[tokens]
-        is_pad = (tokens == vocab_lib.PAD)[..., None]
-        row0 = jax.lax.stop_gradient(table[vocab_lib.PAD])
-        x = jnp.where(is_pad[:, :, 0], row0, vectors[:, :, 0])
-        x = x + jnp.where(is_pad[:, :, 1:], 0.0, vectors[:, :, 1:]).sum(axis=2)
-        x = x.astype(self.dtype)
+        x = constrain(embed_rows(self.model.embed_tokens[...], tokens, self.dtype), "batch")
         if features is None:
             return x
         index = jnp.maximum(audio_index, 0)[..., None]
         audio = jnp.take_along_axis(features.astype(x.dtype), index, axis=1)
-        return jnp.where((audio_index >= 0)[..., None], audio, x)
+        return constrain(jnp.where((audio_index >= 0)[..., None], audio, x), "batch")
 
     def decode(self, x, positions, segment_ids, cache: KVCache | None = None):
         """Hidden states [B, T, D] and the grown cache; see `Decoder`."""
@@ -115,38 +124,74 @@ class Bagpiper(nnx.Module):
         number of stream-0 targets.
 
         Returns:
-          (scalar loss, metrics): `ce` and `accuracy` per stream [K], `targets` per stream [K].
+          (scalar loss, metrics): `ce` and `accuracy` per stream [K], `targets` per stream [K]; the
+          same of stream 0 by kind of target [3], KINDS: `kind_ce`, `kind_accuracy`, `kind_targets`.
+        """
+        total, sums = self.loss_sums(batch)
+        return total / jnp.maximum(sums["targets"][0], 1.0), mean_metrics(sums)
+
+    def loss_sums(self, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss before its division, and sums in place of the means of `loss`.
+
+        Those of several batches can be added: `mean_metrics` gives the means.
         """
         config = self.config
         features = self.encode_audio(batch.mel, batch.mel_frames)
         x = self.embed(batch.tokens, batch.audio_index, features)
         hidden, _ = self.decode(x, batch.positions, batch.segment_ids)
 
-        # a row predicts the next row of its own example
-        same = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
-        mask = batch.loss_mask[:, 1:] & same[..., None]
-        streams = config.vocab.num_streams
-        targets = batch.tokens[:, 1:].reshape(-1, streams)
-        mask = mask.reshape(-1, streams)
-        out = fused_cross_entropy(
-            hidden[:, :-1].reshape(-1, hidden.shape[-1]),
+        targets, mask = next_rows(batch)
+        total, out = fused_cross_entropy(
+            hidden,
             targets,
             mask,
-            self.head.astype(self.dtype),
-            self.stream_emb[...].astype(self.dtype),
-            vocab_size=config.vocab.size,
-            codec_start=config.vocab.codec_start,
-            stream_size=config.vocab.stream_size,
-            chunk=config.head_chunk,
+            jnp.asarray(config.vocab.token_weights())[targets],
+            self.head,
+            self.stream_emb[...],
+            HeadShape(
+                vocab_size=config.vocab.size,
+                codec_start=config.vocab.codec_start,
+                stream_size=config.vocab.stream_size,
+                z_loss=config.z_loss,
+                chunk=config.head_chunk,
+                dtype=self.dtype,
+            ),
         )
-        weights = jnp.asarray(config.vocab.token_weights())[targets]
-        per_target = weights * out.cross_entropy + config.z_loss * out.log_sum_exp**2
-        counts = mask.sum(0).astype(jnp.float32)
-        loss = per_target.sum() / jnp.maximum(counts[0], 1.0)
-        per_stream = jnp.maximum(counts, 1.0)
-        metrics = {
-            "ce": out.cross_entropy.sum(0) / per_stream,
-            "accuracy": out.correct.sum(0) / per_stream,
-            "targets": counts,
+        kinds = self._kinds(batch, targets[..., 0]) & mask[..., 0]
+        over_kinds = lambda x: (x[..., 0] * kinds).sum((1, 2))  # noqa: E731
+        return total, {
+            "ce": out.cross_entropy.sum((0, 1)),
+            "accuracy": out.correct.sum((0, 1)),
+            "targets": mask.sum((0, 1)).astype(jnp.float32),
+            "kind_ce": over_kinds(out.cross_entropy),
+            "kind_accuracy": over_kinds(out.correct),
+            "kind_targets": kinds.sum((1, 2)).astype(jnp.float32),
         }
-        return loss, metrics
+
+    def _kinds(self, batch, targets) -> jax.Array:
+        """Which rows predict text, text after audio, audio: bool [3, B, T]. Markers are none."""
+        vocab = self.config.vocab
+        audio = targets >= vocab.codec_start
+        text = (targets >= vocab.text_start) & ~audio
+        slots = jnp.arange(targets.shape[1])
+        last_audio = jax.lax.cummax(jnp.where(batch.audio_index >= 0, slots, -1), axis=1)
+        heard = last_audio >= slots - batch.positions  # in the row's own example
+        return jnp.stack([text & ~heard, text & heard, audio])
+
+
+def next_rows(batch) -> tuple[jax.Array, jax.Array]:
+    """Targets int32 [B, T, K] and their mask: a row predicts the next row of its own example."""
+    targets = jnp.pad(batch.tokens[:, 1:], ((0, 0), (0, 1), (0, 0)))
+    same = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
+    mask = batch.loss_mask[:, 1:] & same[..., None]
+    return targets, jnp.pad(mask, ((0, 0), (0, 1), (0, 0)))
+
+
+def mean_metrics(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The metrics of `Bagpiper.loss` from the sums of `Bagpiper.loss_sums`."""
+    means = dict(sums)
+    for prefix in ("", "kind_"):
+        count = jnp.maximum(sums[f"{prefix}targets"], 1.0)
+        for name in ("ce", "accuracy"):
+            means[prefix + name] = sums[prefix + name] / count
+    return means

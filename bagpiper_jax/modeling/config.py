@@ -76,7 +76,7 @@ class BagpiperConfig:
     decoder: DecoderConfig
     encoder: AudioEncoderConfig
     z_loss: float = 0.0
-    head_chunk: int = 2048
+    head_chunk: int = 512
     scan_unroll: int = 1
 
 

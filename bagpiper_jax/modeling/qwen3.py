@@ -10,7 +10,9 @@ from flax import nnx
 
 from bagpiper_jax.modeling import layers as layers_lib
 from bagpiper_jax.modeling.config import DecoderConfig
-from bagpiper_jax.ops.attention import attention, causal_attention, segment_mask
+from bagpiper_jax.ops.attention import attention, segment_mask
+from bagpiper_jax.ops.flash_attention import causal_attention
+from bagpiper_jax.sharding import constrain
 
 _INIT = nnx.initializers.normal(0.02)
 
@@ -75,7 +77,8 @@ def _linear(inputs: int, outputs: int, dtype, rngs: nnx.Rngs) -> nnx.Linear:
 class Attention(nnx.Module):
     """Grouped-query attention with RMS norm per head on queries and keys, before RoPE."""
 
-    def __init__(self, config: DecoderConfig, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, *, dtype, backend: str, rngs: nnx.Rngs):
+        self.backend = backend
         hidden, dim = config.hidden_size, config.head_dim
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.q_proj = _linear(hidden, heads * dim, dtype, rngs)
@@ -88,17 +91,18 @@ class Attention(nnx.Module):
     def _heads(self, x, rotation):
         shape = (*x.shape[:2], -1, self.q_norm.weight.shape[-1])
         x = layers_lib.flat(x)
-        q, k = self.q_proj(x).reshape(shape), self.k_proj(x).reshape(shape)
+        q, k, v = (proj(x).reshape(shape) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(self.q_norm(q), *rotation), rotate(self.k_norm(k), *rotation)
-        return q, k, self.v_proj(x).reshape(shape)
+        return tuple(constrain(heads, "batch", None, "heads") for heads in (q, k, v))
 
     def _output(self, heads, x):
-        return self.o_proj(heads.reshape(-1, self.o_proj.in_features)).reshape(x.shape)
+        heads = constrain(heads.reshape(-1, self.o_proj.in_features), "batch", "heads")
+        return constrain(self.o_proj(heads), "batch").reshape(x.shape)
 
     def __call__(self, x, rotation, segment_ids):
         """Attention of whole packed rows, [B, T, D] → [B, T, D]."""
         q, k, v = self._heads(x, rotation)
-        return self._output(causal_attention(q, k, v, segment_ids), x)
+        return self._output(causal_attention(q, k, v, segment_ids, backend=self.backend), x)
 
     def extend(self, x, rotation, mask, cache, slot):
         """Attention of the next rows to a cache (k, v), each [B, S, G, H], which they join.
@@ -124,16 +128,16 @@ class MLP(nnx.Module):
 
     def __call__(self, x):
         h = layers_lib.flat(x)
-        h = self.down_proj(jax.nn.silu(self.gate_proj(h)) * self.up_proj(h))
-        return h.reshape(x.shape)
+        h = constrain(jax.nn.silu(self.gate_proj(h)) * self.up_proj(h), "batch", "mlp")
+        return constrain(self.down_proj(h), "batch").reshape(x.shape)
 
 
 class DecoderLayer(nnx.Module):
     """Pre-norm block: attention, then SwiGLU."""
 
-    def __init__(self, config: DecoderConfig, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, *, dtype, backend: str, rngs: nnx.Rngs):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, dtype=dtype, rngs=rngs)
+        self.self_attn = Attention(config, dtype=dtype, backend=backend, rngs=rngs)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
 
@@ -152,13 +156,21 @@ class Decoder(nnx.Module):
     """Token embeddings, stacked layers, final norm."""
 
     def __init__(
-        self, config: DecoderConfig, vocab_size: int, *, unroll: int, dtype, rngs: nnx.Rngs
+        self,
+        config: DecoderConfig,
+        vocab_size: int,
+        *,
+        form: layers_lib.Form,
+        attention: str,
+        rngs: nnx.Rngs,
     ):
         self.config = config
-        self.unroll = unroll
+        self.form = form
         self.embed_tokens = nnx.Param(_INIT(rngs.params(), (vocab_size, config.hidden_size)))
         self.layers = layers_lib.stack(
-            lambda r: DecoderLayer(config, dtype=dtype, rngs=r), config.num_hidden_layers, rngs
+            lambda r: DecoderLayer(config, dtype=form.dtype, backend=attention, rngs=r),
+            config.num_hidden_layers,
+            rngs,
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -180,7 +192,7 @@ class Decoder(nnx.Module):
                 self.layers,
                 x,
                 lambda layer, x, _: (layer(x, rotation, segment_ids), None),
-                unroll=self.unroll,
+                form=self.form,
             )
             return self.norm(x), None
         length = x.shape[1]
@@ -192,6 +204,6 @@ class Decoder(nnx.Module):
             x,
             lambda layer, x, kv: layer.extend(x, rotation, mask, kv, cache.length),
             (cache.k, cache.v),
-            unroll=self.unroll,
+            form=self.form,
         )
         return self.norm(x), KVCache(k, v, keys, cache.length + length)

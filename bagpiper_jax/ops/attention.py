@@ -1,6 +1,11 @@
-"""Scaled dot-product attention with grouped key/value heads and an explicit mask."""
+"""Scaled dot-product attention with grouped key/value heads, in plain XLA.
+
+`ops.flash_attention` has the accelerated forms of `causal_attention` and the choice among them.
+"""
 
 from __future__ import annotations
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +58,7 @@ def attention(q, k, v, mask) -> jax.Array:
     return out.reshape(batch, heads, length, dim).transpose(0, 2, 1, 3)
 
 
-def causal_attention(q, k, v, segment_ids, *, block: int = 64) -> jax.Array:
+def causal_attention(q, k, v, segment_ids, *, block: int | None = None) -> jax.Array:
     """Self-attention of packed rows: within an example, to itself and before.
 
     Queries go in blocks, and each block meets only the keys up to its end: about half the work and
@@ -63,12 +68,14 @@ def causal_attention(q, k, v, segment_ids, *, block: int = 64) -> jax.Array:
       q: [B, T, N, H].
       k, v: [B, T, G, H].
       segment_ids: int [B, T]; 0 is padding.
-      block: queries per block.
+      block: queries per block; None is 64 for each 1,024 positions or part of them.
 
     Returns:
       [B, T, N, H].
     """
     length = q.shape[1]
+    # at most 16 blocks: each is compiled on its own
+    block = block or 64 * math.ceil(length / 1024)
     slots = jnp.arange(length)
     blocks = []
     for start in range(0, length, block):

@@ -1,114 +1,69 @@
 """Cross-entropy of the fused codec-token head, from one vocabulary product per row.
 
-The logits of stream k are W·(h + s_k) = W·h + c_k with c_k = W·s_k, so W·h serves all streams.
-Over the codec range the log-sum-exp of streams 1…K−1 then factorises,
-Σ_v exp(L_v + c_kv) = Σ_v exp(L_v) · exp(c_kv): the exponentials of the logits are taken once and
-multiplied with a [codec, K−1] matrix. Maxima are taken per stream range on both factors and the
-ranges combined in log space; where a sum still vanishes, the plain form is used.
+The logits of stream k are W·(h + s_k) = W·h + c_k with c_k = W·s_k, so W·h serves all streams; the
+log-sum-exps of streams 1…K−1 factorise (`stream_log_sum_exp`). Logits exist for a chunk of rows at
+a time. Where gradients are wanted they are made in the forward pass, beside the logits of their
+chunk: nothing is computed twice, and nothing of the size rows × vocabulary is kept.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-# below this a factorised sum has lost its precision to underflow
-_TINY = 1e-30
+from bagpiper_jax.ops.stream_log_sum_exp import stream_log_sum_exp
+from bagpiper_jax.ops.tables import TABLE_AXES, gather_table, on_mesh, scatter_table
 
 
 class HeadLoss(NamedTuple):
-    """Per-target results, zero where there is no target; [N, K] each, float32."""
+    """Per-target results, zero where there is no target; [B, T, K] each, float32."""
 
     cross_entropy: jax.Array
     log_sum_exp: jax.Array
     correct: jax.Array
 
 
-def _factors(logits, offsets, ranges):
-    """exp(L − m) [n, J, R], m [n, J], exp(c − q) [K, J, R], q [K, J] over J ranges of R ids."""
-    split_l = logits.reshape(len(logits), ranges, -1)
-    split_c = offsets.reshape(len(offsets), ranges, -1)
-    max_l, max_c = split_l.max(-1), split_c.max(-1)
-    return jnp.exp(split_l - max_l[..., None]), max_l, jnp.exp(split_c - max_c[..., None]), max_c
+@dataclasses.dataclass(frozen=True)
+class HeadShape:
+    """What the head must know beside its arrays.
 
-
-def _factorised(logits, offsets, ranges):
-    """Log-sum-exp [n, K], and the smallest scaled sum, which tells whether to trust it."""
-    exp_l, max_l, exp_c, max_c = _factors(logits, offsets, ranges)
-    sums = jnp.einsum("njr,kjr->nkj", exp_l, exp_c)
-    shift = max_l[:, None] + max_c[None]
-    # a range whose sum vanished matters only if no other range outweighs what it may have lost
-    logs = jnp.log(jnp.maximum(sums, _TINY)) + shift
-    total = jax.nn.logsumexp(logs, axis=-1)
-    lost = jnp.where(sums < _TINY, logs, -jnp.inf).max(-1)
-    return total, jnp.all(lost < total - 20.0)
-
-
-def _plain(logits, offsets):
-    return jax.lax.map(lambda c: jax.nn.logsumexp(logits + c, axis=-1), offsets).T
-
-
-@jax.custom_vjp
-def stream_log_sum_exp(logits: jax.Array, offsets: jax.Array) -> jax.Array:
-    """log Σ_v exp(logits[n, v] + offsets[k, v]) for every row and stream.
-
-    Args:
-      logits: float32 [n, Vc], codec range of W·h. Vc is split into K + 1 equal ranges, the
-        streams', for the maxima.
-      offsets: float32 [K, Vc], codec range of W·s_k for the K streams after stream 0.
-
-    Returns:
-      float32 [n, K].
+    Attributes:
+      vocab_size: V; further rows of the head are padding.
+      codec_start: first codec id.
+      stream_size: ids per stream, pad included.
+      z_loss: weight of the squared log-sum-exp.
+      chunk: rows whose logits exist at a time, on each device.
+      dtype: of the products' inputs; their sums are float32.
     """
-    return _forward(logits, offsets)[0]
+
+    vocab_size: int
+    codec_start: int
+    stream_size: int
+    z_loss: float
+    chunk: int
+    dtype: Any = jnp.float32
 
 
-def _forward(logits, offsets):
-    ranges = len(offsets) + 1
-    total, trusted = _factorised(logits, offsets, ranges)
-    total = jax.lax.cond(trusted, lambda: total, lambda: _plain(logits, offsets))
-    return total, (logits, offsets, total, trusted)
+class _Rows(NamedTuple):
+    """Rows of a batch, or of a chunk."""
+
+    targets: jax.Array
+    mask: jax.Array
+    weights: jax.Array
 
 
-def _backward(saved, grad):
-    logits, offsets, total, trusted = saved
-    ranges = len(offsets) + 1
-
-    def factorised():
-        exp_l, max_l, exp_c, max_c = _factors(logits, offsets, ranges)
-        # softmax = exp_l · exp_c · scale; the scale may be large only where the others are small
-        scale = jnp.exp(max_l[:, None] + max_c[None] - total[..., None])
-        weighted = grad[..., None] * scale
-        d_logits = exp_l * jnp.einsum("nkj,kjr->njr", weighted, exp_c)
-        d_offsets = exp_c * jnp.einsum("nkj,njr->kjr", weighted, exp_l)
-        return d_logits.reshape(logits.shape), d_offsets.reshape(offsets.shape)
-
-    def plain():
-        def add(d_logits, stream):
-            offset, lse, g = stream
-            p = g[:, None] * jnp.exp(logits + offset - lse[:, None])
-            return d_logits + p, p.sum(0)
-
-        zeros = jnp.zeros_like(logits)
-        return jax.lax.scan(add, zeros, (offsets, total.T, grad.T))
-
-    return jax.lax.cond(trusted, factorised, plain)
-
-
-stream_log_sum_exp.defvjp(_forward, _backward)
-
-
-def _chunk_loss(hidden, targets, mask, head, stream_emb, vocab_size, codec_start, stream_size):
+def _from_logits(logits, offsets, rows: _Rows, shape: HeadShape):
+    """The loss of a chunk [n, V'] summed, and its `HeadLoss` [n, K]."""
+    targets, mask, weights = rows
     streams = targets.shape[1]
-    logits = jnp.einsum("nd,vd->nv", hidden, head, preferred_element_type=jnp.float32)
-    if head.shape[0] > vocab_size:  # rows that only pad the table
-        logits = jnp.where(jnp.arange(head.shape[0]) < vocab_size, logits, -jnp.inf)
-    codec = slice(codec_start, codec_start + streams * stream_size)
-    offsets = jnp.einsum(
-        "kd,vd->kv", stream_emb[1:], head[codec], preferred_element_type=jnp.float32
-    )
+    size = shape.stream_size
+    codec = slice(shape.codec_start, shape.codec_start + streams * size)
+    if logits.shape[1] > shape.vocab_size:  # rows that only pad the table
+        logits = jnp.where(jnp.arange(logits.shape[1]) < shape.vocab_size, logits, -jnp.inf)
     log_sum_exp = jnp.concatenate(
         [
             jax.nn.logsumexp(logits, axis=-1)[:, None],
@@ -117,68 +72,144 @@ def _chunk_loss(hidden, targets, mask, head, stream_emb, vocab_size, codec_start
         axis=1,
     )
     # a masked target may be any id: keep the gathers inside the range
-    codec_ids = jnp.clip(targets[:, 1:] - codec_start, 0, streams * stream_size - 1)
-    own_offset = jnp.take_along_axis(offsets.T, codec_ids, axis=0)
+    codec_ids = jnp.clip(targets[:, 1:] - shape.codec_start, 0, streams * size - 1)
     target_logits = jnp.take_along_axis(logits, targets, axis=1)
-    target_logits = target_logits.at[:, 1:].add(own_offset)
-    starts = codec_start + jnp.arange(1, streams) * stream_size
-    by_stream = logits[:, codec].reshape(-1, streams, stream_size)[:, 1:]
-    own = offsets.reshape(streams - 1, streams, stream_size)
+    target_logits = target_logits.at[:, 1:].add(jnp.take_along_axis(offsets.T, codec_ids, axis=0))
+    cross_entropy = jnp.where(mask, log_sum_exp - target_logits, 0.0)
+    log_sum_exp = jnp.where(mask, log_sum_exp, 0.0)
+    loss = (weights * cross_entropy).sum() + shape.z_loss * (log_sum_exp**2).sum()
+
+    own_logits = logits[:, codec].reshape(-1, streams, size)[:, 1:]
+    own = offsets.reshape(streams - 1, streams, size)
     own = own[jnp.arange(streams - 1), jnp.arange(1, streams)]
-    best = jnp.argmax(jax.lax.stop_gradient(by_stream + own), axis=-1) + starts
+    best = jnp.argmax(jax.lax.stop_gradient(own_logits + own), axis=-1)
+    best += shape.codec_start + jnp.arange(1, streams) * size
     best = jnp.concatenate([jnp.argmax(logits, axis=-1)[:, None], best], axis=1)
-    return HeadLoss(
-        cross_entropy=jnp.where(mask, log_sum_exp - target_logits, 0.0),
-        log_sum_exp=jnp.where(mask, log_sum_exp, 0.0),
-        correct=(mask & (best == targets)).astype(jnp.float32),
+    correct = (mask & (best == targets)).astype(jnp.float32)
+    return loss, HeadLoss(cross_entropy, log_sum_exp, correct)
+
+
+def _device_loss(shape: HeadShape, with_grad: bool, axes, hidden, head, stream_emb, rows: _Rows):
+    """One device's rows: loss summed over all devices, `HeadLoss`, gradients if wanted."""
+    batch, length, width = hidden.shape
+    streams = stream_emb.shape[0]
+    head = gather_table(axes, head.astype(shape.dtype))
+    # stream 0 uses the hidden state as it is
+    only_fsdp = [a for a in axes if a == "fsdp"]  # what `stream_emb` is split over
+    emb = gather_table(only_fsdp, stream_emb.astype(shape.dtype), dimension=1)[1:]
+    codec = slice(shape.codec_start, shape.codec_start + streams * shape.stream_size)
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    offsets = product("kd,vd->kv", emb, head[codec])
+
+    # chunks of positions, all rows of the batch in each: so the batch stays split as it is
+    step = max(1, min(length, shape.chunk // batch))
+    pad = -length % step
+
+    def chunked(x):
+        x = jnp.pad(x, ((0, 0), (0, pad), (0, 0))).reshape(batch, -1, step, x.shape[-1])
+        return x.swapaxes(0, 1).reshape(-1, batch * step, x.shape[-1])
+
+    def whole(x):
+        x = x.reshape(-1, batch, step, x.shape[-1]).swapaxes(0, 1)
+        return x.reshape(batch, length + pad, -1)[:, :length]
+
+    def body(total, chunk):
+        hidden, rows = chunk
+        logits = product("nd,vd->nv", hidden, head)
+        if not with_grad:
+            loss, out = _from_logits(logits, offsets, rows, shape)
+            return total + loss, (out, None)
+        total, d_head, d_offsets = total
+        (loss, out), (d_logits, d_own) = jax.value_and_grad(
+            _from_logits, argnums=(0, 1), has_aux=True
+        )(logits, offsets, rows, shape)
+        d_logits = d_logits.astype(shape.dtype)
+        d_hidden = jnp.einsum("nv,vd->nd", d_logits, head)
+        d_head += product("nv,nd->vd", d_logits, hidden)
+        return (total + loss, d_head, d_offsets + d_own), (out, d_hidden)
+
+    total = jnp.zeros(())
+    if with_grad:
+        total = (total, jnp.zeros(head.shape, jnp.float32), jnp.zeros_like(offsets))
+    chunks = jax.tree.map(chunked, (hidden.astype(shape.dtype), rows))
+    if step < length:
+        total, (out, d_hidden) = jax.lax.scan(body, total, chunks)
+    else:
+        total, (out, d_hidden) = body(total, jax.tree.map(lambda x: x[0], chunks))
+    out = HeadLoss(*map(whole, out))
+    if not with_grad:
+        return _summed(axes, total), out, None
+    total, d_head, d_offsets = total
+    d_offsets = d_offsets.astype(shape.dtype)
+    d_emb = jnp.pad(product("kv,vd->kd", d_offsets, head[codec]), ((1, 0), (0, 0)))
+    d_head = d_head.at[codec].add(product("kv,kd->vd", d_offsets, emb))
+    if "tensor" in axes:
+        d_emb = jax.lax.psum(d_emb, "tensor")
+    d_emb = scatter_table([a for a in axes if a != "tensor"], d_emb, dimension=1)
+    grads = (whole(d_hidden), scatter_table(axes, d_head), d_emb)
+    return _summed(axes, total), out, grads
+
+
+def _summed(axes, x):
+    return jax.lax.psum(x, tuple(axes)) if axes else x
+
+
+def _loss(shape: HeadShape, with_grad: bool, hidden, head, stream_emb, rows: _Rows):
+    rows_axes = ("batch", "positions", None)
+    arrays = (rows_axes, TABLE_AXES, (None, "embed"))
+    run = on_mesh(
+        partial(_device_loss, shape, with_grad),
+        (*arrays, _Rows(rows_axes, rows_axes, rows_axes)),
+        ((), HeadLoss(rows_axes, rows_axes, rows_axes), arrays if with_grad else None),
     )
+    return run(hidden, head, stream_emb, rows)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _head_loss(shape: HeadShape, hidden, head, stream_emb, rows: _Rows):
+    return _loss(shape, False, hidden, head, stream_emb, rows)[:2]
+
+
+def _forward(shape: HeadShape, hidden, head, stream_emb, rows: _Rows):
+    total, out, grads = _loss(shape, True, hidden, head, stream_emb, rows)
+    types = (hidden, head, stream_emb)
+    return (total, out), tuple(g.astype(x.dtype) for g, x in zip(grads, types, strict=True))
+
+
+def _backward(_, grads, cotangents):
+    scale = cotangents[0]
+    return *((g * scale).astype(g.dtype) for g in grads), None
+
+
+_head_loss.defvjp(_forward, _backward)
 
 
 def fused_cross_entropy(
     hidden: jax.Array,
     targets: jax.Array,
     mask: jax.Array,
+    weights: jax.Array,
     head: jax.Array,
     stream_emb: jax.Array,
-    *,
-    vocab_size: int,
-    codec_start: int,
-    stream_size: int,
-    chunk: int,
-) -> HeadLoss:
-    """Cross-entropy of all streams' next tokens (arXiv 2602.05220, fused codec-token layer).
+    shape: HeadShape,
+) -> tuple[jax.Array, HeadLoss]:
+    """Loss over all streams' next tokens (arXiv 2602.05220, fused codec-token layer).
 
-    Stream 0 is a softmax over the vocabulary, streams 1…K−1 over the codec range. Logits exist
-    for `chunk` rows at a time, in the forward and the backward pass.
+    Stream 0 is a softmax over the vocabulary, streams 1…K−1 over the codec range.
 
     Args:
-      hidden: [N, D].
-      targets: int32 [N, K].
-      mask: bool [N, K]; which targets count.
-      head: [V', D], V' ≥ vocab_size; further rows are padding.
+      hidden: [B, T, D].
+      targets: int32 [B, T, K].
+      mask: bool [B, T, K]; which targets count.
+      weights: float32 [B, T, K]; of each target's cross-entropy.
+      head: [V', D], V' ≥ V; further rows are padding.
       stream_emb: [K, D]; row 0 is not used.
-      vocab_size: V.
-      codec_start: first codec id.
-      stream_size: ids per stream, pad included.
-      chunk: rows per chunk.
+      shape: sizes, and the form of the computation.
 
     Returns:
-      `HeadLoss`; `correct` tells whether the target is the most likely token, for streams ≥ 1
-      among the tokens of its own stream.
+      (Σ mask · (weights · cross-entropy + z_loss · log-sum-exp²), `HeadLoss`). The sum alone has
+      gradients: with respect to hidden, head and stream_emb. In `HeadLoss`, `correct` tells
+      whether the target is the most likely token, for streams ≥ 1 among those of its own stream.
     """
-    rows, streams = targets.shape
-
-    def loss(hidden, targets, mask):
-        return _chunk_loss(
-            hidden, targets, mask, head, stream_emb, vocab_size, codec_start, stream_size
-        )
-
-    if rows <= chunk:
-        return loss(hidden, targets, mask)
-    pad = -rows % chunk
-    chunked = [
-        jnp.pad(x, ((0, pad), (0, 0))).reshape(-1, chunk, x.shape[1])
-        for x in (hidden, targets, mask)
-    ]
-    out = jax.lax.map(lambda xs: jax.checkpoint(loss)(*xs), chunked)
-    return HeadLoss(*(x.reshape(-1, streams)[:rows] for x in out))
+    total, out = _head_loss(shape, hidden, head, stream_emb, _Rows(targets, mask, weights))
+    return total, jax.tree.map(jax.lax.stop_gradient, out)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 from tqdm import tqdm
 
+from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import write_whole
 from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
 from bagpiper_jax.input_pipeline.scenes import plan_scene, render_scene, train_captions
@@ -14,6 +16,7 @@ from bagpiper_jax.modeling.mel_codec import MelCodec
 from bagpiper_jax.release import (
     CODEC_FILE,
     MODEL_FILE,
+    QWEN3_TOKENIZER_FILE,
     TOKENIZER_FILE,
     Assets,
     load_assets,
@@ -25,6 +28,8 @@ from bagpiper_jax.training.config import RunConfig
 # enough to cover every clip of the corpus many times, and two minutes of two cores in all
 _TOKENIZER_CAPTIONS = 20_000
 _CODEC_SCENES = 2_000
+_LARGEST_FITTED = 8_000  # pieces; the corpus has not the words for more
+_TOKENIZERS = (TOKENIZER_FILE, QWEN3_TOKENIZER_FILE)
 
 
 def prepare_assets(run: RunConfig, workdir: str) -> Assets:
@@ -34,26 +39,42 @@ def prepare_assets(run: RunConfig, workdir: str) -> Assets:
       UserError: a named file does not load, or its sizes do not fit the model.
     """
     config = get_config(run.model)
-    paths = [os.path.join(workdir, name) for name in (MODEL_FILE, TOKENIZER_FILE, CODEC_FILE)]
-    if not os.path.exists(paths[0]):
-        write_whole(paths[0], lambda p: write_config(p, config))
-    if not os.path.exists(paths[1]):
-        write_whole(paths[1], _tokenizer(run, config).save)
-    if not os.path.exists(paths[2]):
-        write_whole(paths[2], _codec(run, config).save)
+    place = lambda name: os.path.join(workdir, name)  # noqa: E731
+    if not os.path.exists(place(MODEL_FILE)):
+        write_whole(place(MODEL_FILE), lambda p: write_config(p, config))
+    if not any(os.path.exists(place(name)) for name in _TOKENIZERS):
+        _put_tokenizer(run, config, workdir)
+    if not os.path.exists(place(CODEC_FILE)):
+        write_whole(place(CODEC_FILE), _codec(run, config).save)
     return load_assets(workdir)
 
 
-def _tokenizer(run: RunConfig, config: BagpiperConfig) -> SentencePieceTokenizer:
-    path = run.data.tokenizer or (run.init_from and os.path.join(run.init_from, TOKENIZER_FILE))
+def _given(run: RunConfig, named: str, names: tuple[str, ...]) -> str:
+    """The file that the config names, or one of init_from's; empty if there is none."""
+    if named:
+        return named
+    found = [os.path.join(run.init_from, name) for name in names if run.init_from]
+    return next(filter(os.path.exists, found), "")
+
+
+def _put_tokenizer(run: RunConfig, config: BagpiperConfig, workdir: str) -> None:
+    path = _given(run, run.data.tokenizer, _TOKENIZERS)
+    if path.endswith(".json"):
+        target = os.path.join(workdir, QWEN3_TOKENIZER_FILE)
+        write_whole(target, lambda p: shutil.copyfile(path, p))
+        return
     if path:
-        return SentencePieceTokenizer.load(path)
-    captions = train_captions(load_corpus(run.data.corpus), run.seed, _TOKENIZER_CAPTIONS)
-    return SentencePieceTokenizer.train(captions, config.vocab.text_size)
+        tokenizer = SentencePieceTokenizer.load(path)
+    elif config.vocab.text_size > _LARGEST_FITTED:
+        raise UserError("config key data.tokenizer: name the tokenizer.json of Qwen3")
+    else:
+        captions = train_captions(load_corpus(run.data.corpus), run.seed, _TOKENIZER_CAPTIONS)
+        tokenizer = SentencePieceTokenizer.train(captions, config.vocab.text_size)
+    write_whole(os.path.join(workdir, TOKENIZER_FILE), tokenizer.save)
 
 
 def _codec(run: RunConfig, config: BagpiperConfig) -> MelCodec:
-    path = run.data.codec or (run.init_from and os.path.join(run.init_from, CODEC_FILE))
+    path = _given(run, run.data.codec, (CODEC_FILE,))
     if path:
         return MelCodec.load(path)
     corpus = load_corpus(run.data.corpus)

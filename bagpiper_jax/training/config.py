@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 from collections.abc import Sequence
@@ -15,6 +16,10 @@ from bagpiper_jax.files import make_directory, write_json
 from bagpiper_jax.input_pipeline.packed_scenes import TASKS
 from bagpiper_jax.input_pipeline.scenes import PROFILE_NAMES
 from bagpiper_jax.modeling.config import get_config
+from bagpiper_jax.modeling.layers import REMAT
+from bagpiper_jax.ops.flash_attention import BACKENDS
+
+FLOATS = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +31,8 @@ class DataConfig:
       profile: of the scenes, one of `scenes.PROFILE_NAMES`.
       mixture: share of tokens by task.
       cfg_dropout: chance that an example with assistant audio loses its condition.
-      batch_size, length, windows: packed rows of a batch, positions and mel windows of a row.
+      batch_tokens: positions of a step's batch, on all devices together.
+      length, windows: positions and mel windows of a packed row.
       workers: worker processes; 0 makes the batches in the training process.
       tokenizer, codec: files to use; if empty, those of `init_from`, or they are fitted on the
         corpus when the run starts.
@@ -36,19 +42,51 @@ class DataConfig:
     profile: str
     mixture: dict[str, float]
     cfg_dropout: float
-    batch_size: int
+    batch_tokens: int
     length: int
     windows: int
     workers: int
     tokenizer: str
     codec: str
 
+    @property
+    def rows(self) -> int:
+        """Packed rows of a step's batch."""
+        return self.batch_tokens // self.length
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh's axes (see `sharding`); one may be −1, for the devices that are left."""
+
+    replica: int
+    fsdp: int
+    tensor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+    """How a step is computed; what it computes does not depend on it, but for rounding.
+
+    Attributes:
+      dtype: of the computation; weights stay in float32.
+      remat: what the backward pass computes again, one of `layers.REMAT`.
+      attention: one of `flash_attention.BACKENDS`.
+      accumulation: micro-batches of a step.
+    """
+
+    dtype: str
+    remat: str
+    attention: str
+    accumulation: int
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with global-norm clip and linear warm-up, then cosine to `final_ratio · peak_lr`.
 
-    The audio tower and the adaptor learn at `encoder_lr_ratio` of the rate.
+    A `final_ratio` of 1 keeps the rate constant. The audio tower and the adaptor learn at
+    `encoder_lr_ratio` of the rate. `moments_dtype` is what the two moments are kept in.
     """
 
     peak_lr: float
@@ -60,22 +98,47 @@ class OptimizerConfig:
     eps: float
     weight_decay: float
     clip: float
+    moments_dtype: str
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Everything a run depends on."""
+    """Everything a run depends on.
+
+    Attributes:
+      model: preset of `bagpiper_jax.get_config`.
+      seed: of weights, examples and their order.
+      steps: optimizer steps.
+      init_from: checkpoint whose weights to start from, with a new optimizer at step 0. It has no
+        part in resuming: a workdir that holds checkpoints goes on from its last one.
+      frozen: dotted paths of parameters that are not trained, with all that lies below them.
+      log_every, sample_every, save_every: steps between metrics, samples, checkpoints.
+      keep, keep_every: the last `keep` checkpoints stay, and those of every `keep_every`-th step
+        (0: none of them).
+    """
 
     model: str
     seed: int
     steps: int
     init_from: str
+    frozen: tuple[str, ...]
     data: DataConfig
     optimizer: OptimizerConfig
+    mesh: MeshConfig
+    compute: ComputeConfig
     log_every: int
     sample_every: int
     save_every: int
     keep: int
+    keep_every: int
+
+
+_PARTS = {
+    "data": DataConfig,
+    "optimizer": OptimizerConfig,
+    "mesh": MeshConfig,
+    "compute": ComputeConfig,
+}
 
 
 def load_config(argv: Sequence[str]) -> RunConfig:
@@ -105,6 +168,15 @@ def load_config(argv: Sequence[str]) -> RunConfig:
     return from_config_dict(config)
 
 
+def sibling(file: str, name: str):
+    """The config module `name` that lies beside `file`, for a config that starts from another."""
+    path = os.path.join(os.path.dirname(os.path.abspath(file)), f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def from_config_dict(config: ConfigDict) -> RunConfig:
     """Typed settings from an `ml_collections` config.
 
@@ -112,8 +184,8 @@ def from_config_dict(config: ConfigDict) -> RunConfig:
       UserError: an unknown or missing key, a value of another type or out of range.
     """
     values = config.to_dict()
-    values["data"] = _build(DataConfig, values.get("data"), "data")
-    values["optimizer"] = _build(OptimizerConfig, values.get("optimizer"), "optimizer")
+    for name, part in _PARTS.items():
+        values[name] = _build(part, values.get(name), name)
     run = _build(RunConfig, values, "")
     _check(run)
     return run
@@ -134,6 +206,11 @@ def _build(cls, values, where: str):
     for name, kind in fields.items():
         if kind in basic and not isinstance(values[name], basic[kind]):
             raise UserError(f"config key {prefix}{name} must be of type {kind}: {values[name]!r}")
+    if "frozen" in fields:
+        frozen = values["frozen"]
+        if isinstance(frozen, str) or not all(isinstance(path, str) for path in frozen):
+            raise UserError(f"config key frozen must be a tuple of paths: {frozen!r}")
+        values = values | {"frozen": tuple(frozen)}
     return cls(**values)
 
 
@@ -144,10 +221,11 @@ def _check(run: RunConfig) -> None:
         "save_every": run.save_every,
         "sample_every": run.sample_every,
         "keep": run.keep,
-        "data.batch_size": run.data.batch_size,
+        "data.batch_tokens": run.data.batch_tokens,
         "data.length": run.data.length,
         "data.windows": run.data.windows,
         "optimizer.peak_lr": run.optimizer.peak_lr,
+        "compute.accumulation": run.compute.accumulation,
     }
     for key, value in positive.items():
         if value <= 0:
@@ -156,6 +234,19 @@ def _check(run: RunConfig) -> None:
         raise UserError(f"config key data.mixture must weigh some of {TASKS}: {run.data.mixture}")
     if run.optimizer.warmup_steps >= run.steps:
         raise UserError("config key optimizer.warmup_steps must be smaller than steps")
+    for key, value, choices in (
+        ("compute.dtype", run.compute.dtype, FLOATS),
+        ("compute.remat", run.compute.remat, REMAT),
+        ("compute.attention", run.compute.attention, BACKENDS),
+        ("optimizer.moments_dtype", run.optimizer.moments_dtype, FLOATS),
+    ):
+        if value not in choices:
+            raise UserError(f"config key {key} must be one of {', '.join(choices)}, not {value!r}")
+    if run.data.batch_tokens % run.data.length:
+        raise UserError(
+            f"config key data.batch_tokens must be a multiple of data.length: "
+            f"{run.data.batch_tokens} is none of {run.data.length}"
+        )
     block = get_config(run.model).encoder.block_windows
     if run.data.windows % block:
         raise UserError(f"config key data.windows must be a multiple of {block}, the encoder block")
@@ -171,18 +262,23 @@ def _check(run: RunConfig) -> None:
             raise UserError(f"config key {key}: there is no {path}")
 
 
-# what may change between the parts of a run: the numbers do not depend on it
-_FREE = {"data.corpus", "data.workers", "log_every", "sample_every", "save_every", "keep"}
+# what may change between the parts of a run: the numbers do not depend on it, but for rounding
+_FREE = {
+    *("data.corpus", "data.workers", "log_every", "sample_every", "save_every"),
+    *("keep", "keep_every", "mesh.replica", "mesh.fsdp", "mesh.tensor"),
+    *("compute.remat", "compute.attention", "compute.accumulation"),
+}
 
 
-def claim_workdir(workdir: str, run: RunConfig) -> None:
+def claim_workdir(workdir: str, run: RunConfig, *, must_resume: bool = False) -> None:
     """Makes the directory this run's own, or checks that it already is.
 
     Raises:
-      UserError: the directory holds a run with other settings, or is no directory.
+      UserError: the directory holds a run with other settings, or is no directory, or holds no run
+        and must.
     """
     path = os.path.join(workdir, "config.json")
-    mine = dataclasses.asdict(run)
+    mine = json.loads(json.dumps(dataclasses.asdict(run)))
     if os.path.exists(path):
         try:
             with open(path, encoding="utf-8") as f:
@@ -199,6 +295,8 @@ def claim_workdir(workdir: str, run: RunConfig) -> None:
                 "choose another --workdir"
             )
         return
+    if must_resume:
+        raise UserError(f"{workdir} holds no run to resume: leave out --resume to start one")
     make_directory(workdir)
     write_json(path, mine)
 

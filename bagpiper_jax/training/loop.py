@@ -1,38 +1,48 @@
-"""The training loop."""
+"""The training loop, on one device or as one of many processes of a mesh."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import grain
 import jax
-from absl import flags
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.files import make_directory, write_whole
 from bagpiper_jax.input_pipeline.batch import Batch, stack_rows
-from bagpiper_jax.input_pipeline.packed_scenes import (
-    PackedScenes,
-    RowShape,
-    load_corpus,
-    one_blas_thread,
-)
+from bagpiper_jax.input_pipeline.packed_scenes import PackedScenes, RowShape, load_corpus
+from bagpiper_jax.loading import load
 from bagpiper_jax.modeling.bagpiper import Bagpiper
-from bagpiper_jax.release import Assets, load_weights
+from bagpiper_jax.porting.runs import is_run
+from bagpiper_jax.release import Assets
+from bagpiper_jax.sharding import make_mesh
 from bagpiper_jax.store import Checkpoints
+from bagpiper_jax.training import feed, hosts
 from bagpiper_jax.training.assets import prepare_assets
 from bagpiper_jax.training.config import RunConfig, claim_workdir
 from bagpiper_jax.training.metrics import MetricsLog
 from bagpiper_jax.training.optimizer import learning_rate, make_optimizer
-from bagpiper_jax.training.step import TrainState, init_state, make_train_step
+from bagpiper_jax.training.speed import Speed
+from bagpiper_jax.training.step import (
+    TrainState,
+    batch_sharding,
+    init_state,
+    make_train_step,
+    state_shardings,
+)
 
 # called with (model, params, assets, log, step)
 SampleFn = Callable[[Bagpiper, dict, Assets, MetricsLog, int], None]
 
 # a run that skips so many steps has diverged
 _MAX_SKIPPED = 20
+_PROFILED = range(10, 15)  # steps after the first one, which compiles
 
 
 def make_source(run: RunConfig, assets: Assets) -> PackedScenes:
@@ -44,7 +54,7 @@ def make_source(run: RunConfig, assets: Assets) -> PackedScenes:
         assets.tokenizer,
         assets.codec,
         shape=RowShape(data.length, data.windows),
-        num_rows=run.steps * data.batch_size,
+        num_rows=run.steps * data.rows,
         seed=run.seed,
         profile=data.profile,
         mixture=data.mixture,
@@ -52,75 +62,132 @@ def make_source(run: RunConfig, assets: Assets) -> PackedScenes:
     )
 
 
-def batches(run: RunConfig, assets: Assets, start: int) -> Iterator[Batch]:
-    """Batches from number `start` on: rows are random access, so the position is one number."""
-    dataset = grain.MapDataset.source(make_source(run, assets))
-    dataset = dataset.batch(run.data.batch_size, drop_remainder=True, batch_fn=stack_rows)[start:]
-    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
-    if run.data.workers:
-        if not flags.FLAGS.is_parsed():  # Grain reads absl flags when it starts workers
-            flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(
-            num_workers=run.data.workers, per_worker_buffer_size=4
-        )
-        dataset = dataset.mp_prefetch(options, worker_init_fn=one_blas_thread)
-    return iter(dataset)
+def make_model(run: RunConfig, assets: Assets) -> Bagpiper:
+    """The model of a run, shapes alone."""
+    compute = run.compute
+    return Bagpiper.abstract(
+        assets.config,
+        dtype=jnp.dtype(compute.dtype),
+        remat=compute.remat,
+        attention=compute.attention,
+    )
+
+
+def initial_params(run: RunConfig, model: Bagpiper, mesh) -> dict:
+    """Weights at step 0: those of `init_from`, or random ones; each device makes or reads its own.
+
+    Raises:
+      UserError: the checkpoint does not load or is of another model.
+    """
+    if run.init_from:
+        start = load(run.init_from, mesh, config=None if is_run(run.init_from) else run.model)
+        if start.config.vocab != model.config.vocab or start.config.decoder != model.config.decoder:
+            raise UserError(f"config key init_from: {run.init_from} is not a {run.model}")
+        return nnx.to_pure_dict(nnx.state(start, nnx.Param))
+    optimizer = make_optimizer(run.optimizer, run.steps)
+    shapes = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    placed = state_shardings(mesh, shapes, optimizer).params
+
+    def init():
+        made = Bagpiper(model.config, rngs=nnx.Rngs(run.seed))
+        return nnx.to_pure_dict(nnx.state(made, nnx.Param))
+
+    return jax.jit(init, out_shardings=placed)()
 
 
 def train(
-    run: RunConfig, workdir: str, make_samples: Callable[[RunConfig], SampleFn] | None = None
+    run: RunConfig,
+    workdir: str,
+    make_samples: Callable[[RunConfig], SampleFn] | None = None,
+    *,
+    must_resume: bool = False,
+    profile: bool = False,
 ) -> TrainState:
     """Runs, or resumes, a training in `workdir` to its last step.
 
-    SIGTERM saves a checkpoint and returns early.
+    SIGTERM saves a checkpoint and returns early. As one of several processes (`hosts.connect`)
+    all call this, with one workdir that all of them reach.
 
     Args:
       run: the settings; a workdir belongs to one run.
       workdir: where everything of the run goes.
-      make_samples: makes what is called every `sample_every` steps and at the end.
+      make_samples: makes what is called every `sample_every` steps and at the end, unless there are
+        several processes.
+      must_resume: do not start at step 0.
+      profile: write a trace of a few steps to `workdir/profile`, for XProf or Perfetto.
 
     Raises:
       UserError: bad settings, a workdir of another run, a checkpoint that cannot be written, or a
         training that diverged.
     """
+    if not run.data.corpus:
+        raise UserError("config key data.corpus: name the corpus to train on")
+    if run.frozen and not run.init_from:
+        raise UserError("config key init_from: name the weights of what is frozen")
+    mesh = make_mesh(dataclasses.asdict(run.mesh))
+    sharding = batch_sharding(mesh)
+    rows, micro_batches = run.data.rows, run.compute.accumulation
+    mine = feed.own_rows(sharding, rows, micro_batches)
+    if run.data.length % mesh.shape["tensor"]:
+        raise UserError("config key mesh.tensor must be a divisor of data.length")
     load_corpus(run.data.corpus)  # what is wrong with it is told before the workdir is claimed
-    claim_workdir(workdir, run)
+    names = hosts.host_names()
+    if hosts.is_first():
+        claim_workdir(workdir, run, must_resume=must_resume)
+        prepare_assets(run, workdir)
+    hosts.barrier("assets", names)
     assets = prepare_assets(run, workdir)
-    sample = make_samples(run) if make_samples else None
-    model = Bagpiper(assets.config, rngs=nnx.Rngs(run.seed))
+    model = make_model(run, assets)
     optimizer = make_optimizer(run.optimizer, run.steps)
-    step_fn = make_train_step(model, optimizer, learning_rate(run.optimizer, run.steps))
-    with Checkpoints(workdir, keep=run.keep) as checkpoints, _Terminated() as terminated:
-        state = init_state(model, optimizer)
-        if checkpoints.latest_step is not None:
-            params, optimizer_state, position = checkpoints.restore(
-                state.params, {"step": state.step, "state": state.opt_state}
-            )
-            state = TrainState(optimizer_state["step"], params, optimizer_state["state"])
-            start = position["batches"]
-        else:
-            start = 0
-            if run.init_from:
-                state = state._replace(params=load_weights(run.init_from, state.params))
-        skipped = 0
-        with MetricsLog(workdir, start=start, steps=run.steps) as log:
-            source = batches(run, assets, start) if start < run.steps else iter(())
+    source = make_source(run, assets)
+    with (
+        Checkpoints(workdir, keep=run.keep, keep_every=run.keep_every, hosts=names) as checkpoints,
+        _Terminated() as terminated,
+    ):
+        state, shardings, start = _start(run, model, optimizer, mesh, checkpoints, must_resume)
+        step_fn = make_train_step(
+            model,
+            optimizer,
+            learning_rate(run.optimizer, run.steps),
+            frozen=run.frozen,
+            shardings=shardings,
+        )
+        # generation runs in one process, which must hold all weights
+        sample = make_samples(run) if make_samples and jax.process_count() == 1 else None
+        skipped: list[int] = []
+        own = workdir if hosts.is_first() else None  # where this process writes
+        speed = Speed.of(run, assets.config, mesh.devices.flat[0], mesh.size)
+        with (
+            MetricsLog(own, start=start, steps=run.steps, speed=speed) as log,
+            feed.Ahead(
+                lambda: (
+                    feed.host_batches(source, rows, mine, start, run.data.workers)
+                    if start < run.steps
+                    else iter(())
+                )
+            ) as batches,
+        ):
             for number in range(start, run.steps):
                 asked = time.monotonic()
-                batch = jax.device_put(next(source))
+                local = batches.next()
                 waited = time.monotonic() - asked
-                state, metrics = step_fn(state, batch)
+                if number == start or (number + 1) % run.log_every == 0:
+                    sums = hosts.gathered(feed.checksums(local, mine, rows))
+                    feed.check_agreement(sums, names, number)
+                batch = feed.place(local, sharding, rows, micro_batches, mine)
+                if profile and number - start in (_PROFILED.start, _PROFILED.stop):
+                    _trace(workdir, number - start == _PROFILED.start)
+                with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
+                    state, metrics = step_fn(state, batch)
                 log.add(metrics, waited)
+                checkpoints.check()
                 done = number + 1
-                stopping = terminated.requested  # read once: a later signal waits for a save
+                stopping = hosts.should_stop(done, terminated.requested)
                 last = done == run.steps or stopping
                 if done % run.log_every == 0 or last:
-                    skipped += log.write(done)["skipped"]
-                    if skipped > _MAX_SKIPPED:
-                        raise UserError(
-                            f"{int(skipped)} steps had a loss or gradient that is not finite: "
-                            "lower optimizer.peak_lr"
-                        )
+                    skipped += log.write(done)
+                    if len(skipped) > _MAX_SKIPPED:
+                        _give_up(source, rows, skipped, workdir)
                 if done % run.save_every == 0 or last:
                     checkpoints.save(
                         done,
@@ -136,18 +203,71 @@ def train(
     return state
 
 
+def _start(run: RunConfig, model, optimizer, mesh, checkpoints: Checkpoints, must_resume: bool):
+    """State to go on from, where its arrays lie, and the number of steps done."""
+    shapes = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    shardings = state_shardings(mesh, shapes, optimizer, run.frozen)
+    if checkpoints.latest_step is not None:
+        abstract = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            jax.eval_shape(lambda p: init_state(p, optimizer, run.frozen), shapes),
+            shardings,
+        )
+        params, saved, position = checkpoints.restore(
+            abstract.params, {"step": abstract.step, "state": abstract.opt_state}
+        )
+        return TrainState(saved["step"], params, saved["state"]), shardings, position["batches"]
+    if must_resume:
+        raise UserError("there is no checkpoint to resume from: leave out --resume to start anew")
+    params = initial_params(run, model, mesh)
+    make = jax.jit(lambda p: init_state(p, optimizer, run.frozen), out_shardings=shardings)
+    return make(params), shardings, 0
+
+
+def _give_up(source: PackedScenes, rows: int, skipped: list[int], workdir: str) -> None:
+    """Writes the batch of the last skipped step for inspection, and ends the run."""
+    step = skipped[-1]
+    path = os.path.join(workdir, "skipped", f"step_{step}.npz")
+    if hosts.is_first():
+        make_directory(os.path.dirname(path))
+        batch = stack_rows([source[(step - 1) * rows + row] for row in range(rows)])
+        write_whole(path, lambda p: _save_batch(p, batch))
+    raise UserError(
+        f"{len(skipped)} steps had a loss or gradient that is not finite: lower "
+        f"optimizer.peak_lr; the last such batch is in {path}"
+    )
+
+
+def _save_batch(path: str, batch: Batch) -> None:
+    with open(path, "wb") as file:
+        np.savez_compressed(file, **batch._asdict())
+
+
+def _trace(workdir: str, begin: bool) -> None:
+    if begin:
+        jax.profiler.start_trace(os.path.join(workdir, "profile"))
+    else:
+        jax.profiler.stop_trace()
+
+
 class _Terminated:
-    """Notes SIGTERM while it is entered, so that the loop can end at a step."""
+    """Notes SIGTERM while it is entered, so that the loop can end at a step.
+
+    With several processes JAX notes it, and tells all of them.
+    """
 
     def __init__(self):
         self.requested = False
 
     def __enter__(self):
-        self._previous = signal.signal(signal.SIGTERM, self._note)
+        self._previous = None
+        if jax.process_count() == 1:
+            self._previous = signal.signal(signal.SIGTERM, self._note)
         return self
 
     def _note(self, *_):
         self.requested = True
 
     def __exit__(self, *_):
-        signal.signal(signal.SIGTERM, self._previous)
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)

@@ -7,25 +7,47 @@ import json
 import os
 import time
 
+import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.modeling.bagpiper import KINDS
+from bagpiper_jax.training.speed import Speed
 
 
 class MetricsLog:
     """Collects the metrics of steps and writes their means; a context manager.
 
     Writes TensorBoard events to `workdir/metrics`, one JSON line per log to
-    `workdir/metrics.jsonl`, and a bar with loss, tokens/s and remaining time to standard error.
+    `workdir/metrics.jsonl`, and a bar with loss, tokens/s, MFU and remaining time to stderr.
     """
 
-    def __init__(self, workdir: str, *, start: int, steps: int):
+    def __init__(self, workdir: str | None, *, start: int, steps: int, speed: Speed):
+        """Opens the files.
+
+        Args:
+          workdir: of the run; None writes nothing, for all processes but the first.
+          start, steps: steps done, and to do in all.
+          speed: what utilisation is measured against.
+        """
         self._workdir = workdir
-        self._writer = SummaryWriter(os.path.join(workdir, "metrics"), purge_step=start)
-        self._jsonl = open(os.path.join(workdir, "metrics.jsonl"), "a", encoding="utf-8")  # noqa: SIM115
-        self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, mininterval=1)
+        self._speed = speed
+        self._writer = self._jsonl = None
+        if workdir is not None:
+            self._writer = SummaryWriter(os.path.join(workdir, "metrics"), purge_step=start)
+            path = os.path.join(workdir, "metrics.jsonl")
+            self._jsonl = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._bar = tqdm(
+            total=steps,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=1,
+            disable=workdir is None,
+        )
+        self._done = start
         self._pending: list[dict] = []
         self._since = time.monotonic()
         self._waited = 0.0
@@ -35,6 +57,8 @@ class MetricsLog:
 
     def __exit__(self, *_):
         self._bar.close()
+        if self._workdir is None:
+            return
         with contextlib.suppress(OSError):  # a full disk has been told, or is told by `write`
             self._writer.close()
         with contextlib.suppress(OSError):
@@ -46,14 +70,27 @@ class MetricsLog:
         self._waited += input_wait
         self._bar.update(1)
 
-    def write(self, step: int) -> dict[str, float]:
-        """Writes the means since the last call."""
-        scalars = summarize(self._pending)
+    def write(self, step: int) -> list[int]:
+        """Writes the means since the last call; returns the steps that were skipped."""
+        pending = jax.device_get(self._pending)
+        scalars = summarize(pending)
         elapsed = time.monotonic() - self._since
-        tokens = sum(float(m["tokens"]) for m in self._pending)
-        scalars["tokens_per_second"] = tokens / elapsed
+        seconds = elapsed / len(pending)
+        scalars["tokens_per_second"] = sum(float(m["tokens"]) for m in pending) / elapsed
+        scalars["model_flops_per_second"] = self._speed.step_flops / seconds
+        scalars["mfu"] = self._speed.utilisation(seconds)
         scalars["input_wait"] = self._waited / elapsed
+        memory = jax.local_devices()[0].memory_stats()  # None on CPUs
+        if memory:
+            scalars["memory_bytes"] = float(memory["peak_bytes_in_use"])
+        skipped = [self._done + i + 1 for i, m in enumerate(pending) if float(m["skipped"])]
         self._pending, self._waited, self._since = [], 0.0, time.monotonic()
+        self._done = step
+        if self._workdir is not None:
+            self._put(step, scalars)
+        return skipped
+
+    def _put(self, step: int, scalars: dict[str, float]) -> None:
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
         try:
@@ -66,9 +103,9 @@ class MetricsLog:
             ) from e
         self._bar.set_postfix_str(
             f"loss {scalars['loss']:.3f}  text+s0 {scalars['ce/stream0']:.3f}  "
-            f"s1 {scalars['ce/stream1']:.2f}  {scalars['tokens_per_second']:.0f} tokens/s"
+            f"s1 {scalars['ce/stream1']:.2f}  {scalars['tokens_per_second']:.0f} tokens/s  "
+            f"MFU {scalars['mfu']:.0%}"
         )
-        return scalars
 
     def text(self, name: str, text: str, step: int) -> None:
         self._writer.add_text(name, text, step)
@@ -79,15 +116,18 @@ class MetricsLog:
 
 
 def summarize(metrics: list[dict]) -> dict[str, float]:
-    """Means over steps; per-stream values weigh by their targets."""
-    targets = np.stack([np.asarray(m["targets"]) for m in metrics])
-    weights = targets / np.maximum(targets.sum(0), 1)
+    """Means over steps; values per stream and per kind of target weigh by their targets."""
     out = {
         name: float(np.mean([float(m[name]) for m in metrics]))
         for name in ("loss", "grad_norm", "learning_rate")
     }
     out["skipped"] = float(sum(float(m["skipped"]) for m in metrics))
-    for name in ("ce", "accuracy"):
-        values = (np.stack([np.asarray(m[name]) for m in metrics]) * weights).sum(0)
-        out.update({f"{name}/stream{k}": float(v) for k, v in enumerate(values)})
+    streams = [f"stream{k}" for k in range(len(metrics[0]["targets"]))]
+    for prefix, names in (("", streams), ("kind_", KINDS)):
+        targets = np.stack([m[f"{prefix}targets"] for m in metrics])
+        weights = targets / np.maximum(targets.sum(0), 1)
+        for name in ("ce", "accuracy"):
+            values = (np.stack([m[prefix + name] for m in metrics]) * weights).sum(0)
+            out |= {f"{name}/{of}": float(v) for of, v in zip(names, values, strict=True)}
+        out |= {f"targets/{of}": float(n) for of, n in zip(names, targets.sum(0), strict=True)}
     return out

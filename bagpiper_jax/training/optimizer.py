@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
+import jax.numpy as jnp
 import optax
 
+from bagpiper_jax.errors import UserError
 from bagpiper_jax.training.config import OptimizerConfig
+from bagpiper_jax.trees import dotted, nested
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then cosine to `final_ratio · peak_lr` at the last step."""
+    """Linear warm-up, then cosine to `final_ratio · peak_lr` at the last step; 1 is constant."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.peak_lr,
@@ -42,17 +47,57 @@ def decayed(params) -> dict:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in _DECAYED, params)
 
 
+def _kept_as(dtype, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Keeps the state of `inner` in another float type; the arithmetic stays in float32."""
+
+    def cast(tree, to):
+        is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
+        return jax.tree.map(lambda x: x.astype(to) if is_float(x) else x, tree)
+
+    def update(updates, state, params=None):
+        updates, state = inner.update(updates, cast(state, jnp.float32), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(lambda params: cast(inner.init(params), dtype), update)
+
+
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """AdamW with global-norm clip."""
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    if config.moments_dtype != "float32":
+        adam = _kept_as(config.moments_dtype, adam)
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
-        optax.adamw(
-            learning_rate(config, steps),
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=decayed,
-        ),
+        adam,
+        optax.add_decayed_weights(config.weight_decay, decayed),
+        optax.scale_by_learning_rate(learning_rate(config, steps)),
         _slow_encoder(config.encoder_lr_ratio),
     )
+
+
+def split_frozen(params: dict, frozen: Sequence[str]) -> tuple[dict, dict]:
+    """Parameters that are trained, and those that are not; `join` puts them together again.
+
+    Args:
+      params: nested dict.
+      frozen: dotted paths; what lies below them is frozen.
+
+    Raises:
+      UserError: a path names nothing, or all is frozen.
+    """
+    flat = dotted(params)
+    below = lambda path, top: path == top or path.startswith(f"{top}.")  # noqa: E731
+    for top in frozen:
+        if not any(below(path, top) for path in flat):
+            tops = sorted({path.split(".")[0] for path in flat})
+            raise UserError(f"config key frozen: there is no {top!r}; the parts are {tops}")
+    held = {path: x for path, x in flat.items() if any(below(path, top) for top in frozen)}
+    trained = {path: x for path, x in flat.items() if path not in held}
+    if not trained:
+        raise UserError("config key frozen: nothing is left to train")
+    return nested(trained), nested(held)
+
+
+def join(trained: dict, held: dict) -> dict:
+    """The inverse of `split_frozen`."""
+    return nested(dotted(trained) | dotted(held))

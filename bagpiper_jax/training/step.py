@@ -1,64 +1,143 @@
-"""Train state and the jitted step."""
+"""Train state and the jitted step, on one device or on a mesh."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import DictKey
 
-from bagpiper_jax.modeling.bagpiper import Bagpiper
+from bagpiper_jax.input_pipeline.batch import Batch
+from bagpiper_jax.modeling.bagpiper import Bagpiper, mean_metrics, next_rows
+from bagpiper_jax.sharding import parameter_shardings, partition
+from bagpiper_jax.training.optimizer import join, split_frozen
+from bagpiper_jax.trees import dotted, nested, path_name
 
 
 class TrainState(NamedTuple):
-    """What a step changes: step number, parameters, optimizer state."""
+    """What a step changes: step number, parameters, optimizer state of those that are trained."""
 
     step: jax.Array
     params: Any
     opt_state: Any
 
 
-def init_state(model: Bagpiper, optimizer: optax.GradientTransformation) -> TrainState:
-    """State at step 0 from a model's weights."""
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+def init_state(params: dict, optimizer: optax.GradientTransformation, frozen=()) -> TrainState:
+    """State at step 0 from weights."""
+    trained, _ = split_frozen(params, frozen)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained))
+
+
+def state_shardings(
+    mesh: Mesh, params: dict, optimizer: optax.GradientTransformation, frozen=()
+) -> TrainState:
+    """Where a state's arrays lie: moments with their parameters, counters everywhere.
+
+    Args:
+      mesh: see `sharding.make_mesh`.
+      params: nested dict of arrays or their shapes.
+      optimizer: what makes the state.
+      frozen: see `split_frozen`.
+    """
+    shapes = {path: tuple(leaf.shape) for path, leaf in dotted(params).items()}
+    placed = nested(parameter_shardings(mesh, shapes))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    trained, _ = split_frozen(params, frozen)
+    by_path = dotted(placed)
+
+    def place(keys, _):  # a moment's path ends with that of its parameter
+        return by_path.get(path_name(k for k in keys if isinstance(k, DictKey)), everywhere)
+
+    opt_state = jax.eval_shape(optimizer.init, trained)
+    return TrainState(everywhere, placed, jax.tree_util.tree_map_with_path(place, opt_state))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of every field of a step's batch, [A, B, …]: A micro-batches of B rows."""
+    return NamedSharding(mesh, partition(mesh, (None, "batch")))
 
 
 def make_train_step(
-    model: Bagpiper, optimizer: optax.GradientTransformation, schedule: optax.Schedule
+    model: Bagpiper,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    frozen: Sequence[str] = (),
+    shardings: TrainState | None = None,
 ) -> Callable:
     """The jitted step: (state, batch) → (state, metrics). The state's buffers are donated.
 
-    A step whose loss or gradient is not finite changes nothing but the step number; the metric
-    `skipped` tells.
+    Every field of the batch has a leading axis of micro-batches, whose gradients are summed: the
+    loss and its gradients are those of the whole batch. A step whose loss or gradient is not
+    finite changes nothing but the step number; the metric `skipped` tells.
+
+    Args:
+      model: its structure alone is read.
+      optimizer: of the parameters that are trained.
+      schedule: for the metric.
+      frozen: see `split_frozen`.
+      shardings: of the state, on the mesh that `jax.set_mesh` has set when the step is called.
     """
     graph, abstract = nnx.split(model, nnx.Param)
 
-    def loss(params, batch):
+    def loss(trained, held, batch, scale):
         state = jax.tree.map(lambda x: x, abstract)  # a copy of the structure
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graph, state).loss(batch)
+        nnx.replace_by_pure_dict(state, join(trained, held))
+        total, sums = nnx.merge(graph, state).loss_sums(batch)
+        return total * scale, sums
 
-    def step(state: TrainState, batch):
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
+    def gradients(trained, held, batches: Batch):
+        """Loss, sums of metrics and gradients of all micro-batches together."""
+        targets = jax.vmap(next_rows)(batches)[1][..., 0].sum()
+        scale = 1.0 / jnp.maximum(targets, 1).astype(jnp.float32)
+
+        def one(batch):
+            (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(
+                trained, held, batch, scale
+            )
+            return value, sums, grads
+
+        if len(batches.tokens) == 1:
+            return one(jax.tree.map(lambda x: x[0], batches))
+
+        def add(total, batch):
+            return jax.tree.map(jnp.add, total, one(batch)), None
+
+        shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], batches))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.scan(add, zeros, batches)[0]
+
+    def step(state: TrainState, batches: Batch):
+        trained, held = split_frozen(state.params, frozen)
+        value, sums, grads = gradients(trained, held, batches)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        new = optax.apply_updates(trained, updates)
         keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
-        params = jax.tree.map(keep, params, state.params)
+        new = jax.tree.map(keep, new, trained)
         opt_state = jax.tree.map(keep, opt_state, state.opt_state)
         metrics = {
-            **metrics,
+            **mean_metrics(sums),
             "loss": value,
             "grad_norm": norm,
             "learning_rate": schedule(state.step),
             "skipped": (~finite).astype(jnp.float32),
-            "tokens": (batch.segment_ids > 0).sum().astype(jnp.float32),
+            "tokens": (batches.segment_ids > 0).sum().astype(jnp.float32),
         }
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, join(new, held), opt_state), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    if shardings is None:
+        return jax.jit(step, donate_argnums=0)
+    mesh = shardings.step.mesh
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
+        donate_argnums=0,
+    )

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from bagpiper_jax.modeling.config import DecoderConfig
+from bagpiper_jax.modeling.layers import Form
 from bagpiper_jax.modeling.qwen3 import Decoder, KVCache
 
 pytestmark = pytest.mark.slow
@@ -52,7 +53,7 @@ def make_pair(tied, shapes=CONFIG, seed=0):
         )
     )
     randomise(original, seed=seed)
-    decoder = Decoder(shapes, VOCAB, unroll=1, dtype=jax.numpy.float32, rngs=nnx.Rngs(0))
+    decoder = Decoder(shapes, VOCAB, form=Form(), attention="auto", rngs=nnx.Rngs(0))
     copy_weights(decoder, original.model)
     assert (original.lm_head.weight is original.model.embed_tokens.weight) == tied
     return original, decoder, original.lm_head.weight.detach().numpy()
