@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--workdir", required=True, help="where everything of the run goes")
     train.add_argument("--resume", action="store_true", help="go on, or fail: no start at step 0")
     train.add_argument("--profile", action="store_true", help="trace a few steps (XProf, Perfetto)")
+    train.add_argument("--wandb", default="", metavar="PROJECT", help="Weights & Biases too")
     pod = train.add_argument_group("several processes, one run")
     pod.add_argument("--coordinator", help="host:port of process 0, or auto if the cluster tells")
     pod.add_argument("--num-processes", type=int)
@@ -187,7 +188,14 @@ def _train(args) -> None:
         connect(args.coordinator, args.num_processes, args.process_id)
     from bagpiper_jax.samples import SceneSamples
 
-    train(run, args.workdir, SceneSamples, must_resume=args.resume, profile=args.profile)
+    train(
+        run,
+        args.workdir,
+        SceneSamples,
+        must_resume=args.resume,
+        profile=args.profile,
+        wandb=args.wandb,
+    )
 
 
 def _compile(args) -> None:

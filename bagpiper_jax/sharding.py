@@ -132,7 +132,9 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         if shape[0] % slices:
             raise UserError(f"mesh axis replica must be a multiple of the {slices} slices")
         inside = [shape[0] // slices, *shape[1:]]
-        grid = mesh_utils.create_hybrid_device_mesh(inside, [slices, 1, 1], devices)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            inside, [slices, 1, 1], devices, allow_split_physical_axes=True
+        )
     elif devices[0].platform == "tpu":
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:

@@ -84,12 +84,13 @@ def main() -> None:
         print(f"{name:11} {seconds(call):.3f} s, forward and backward")
     schedule = optax.constant_schedule(1e-3)
     step = make_train_step(model, optax.adamw(schedule), schedule)
-    state = init_state(model, optax.adamw(schedule))
-    cost = step.lower(state, batch).compile().cost_analysis()["flops"]
+    state = init_state(nnx.to_pure_dict(params), optax.adamw(schedule))
+    batches = jax.tree.map(lambda x: x[None], batch)  # one micro-batch
+    cost = step.lower(state, batches).compile().cost_analysis()["flops"]
 
     def run():
         nonlocal state
-        state, _ = step(state, batch)
+        state, _ = step(state, batches)
         return state.step
 
     taken = seconds(run)

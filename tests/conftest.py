@@ -88,3 +88,14 @@ def tiny_config():
 def tiny_model(tiny_config, make_model):
     """Shared by all tests: do not change it."""
     return make_model(tiny_config)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A run of six steps without a break: its workdir, which must not change, and its state."""
+    from tiny_run import settings
+
+    from bagpiper_jax.training.loop import train
+
+    workdir = str(tmp_path_factory.mktemp("run"))
+    return workdir, train(settings(), workdir)

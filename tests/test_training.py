@@ -2,9 +2,7 @@
 
 import dataclasses
 import filecmp
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +11,11 @@ import time
 import jax
 import numpy as np
 import pytest
+from tiny_run import CONFIG, TINY, copy_assets, losses, settings
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.release import (
     CODEC_FILE,
-    MODEL_FILE,
     TOKENIZER_FILE,
     load_assets,
     load_weights,
@@ -30,42 +28,6 @@ from bagpiper_jax.training.config import claim_workdir, load_config
 from bagpiper_jax.training.feed import host_batches
 from bagpiper_jax.training.loop import make_source, train
 from bagpiper_jax.training.optimizer import decayed
-
-CONFIG = os.path.join(os.path.dirname(__file__), "..", "experiments", "mini.py")
-TINY = [
-    "--config.model=tiny",
-    "--config.steps=6",
-    "--config.optimizer.warmup_steps=2",
-    "--config.optimizer.peak_lr=0.01",
-    "--config.data.batch_tokens=1536",
-    "--config.data.workers=0",
-    "--config.data.length=768",
-    "--config.mesh.tensor=4",
-    "--config.log_every=1",
-    "--config.save_every=3",
-]
-
-
-def settings(*overrides):
-    return load_config(["--config", CONFIG, *TINY, *overrides])
-
-
-def losses(workdir):
-    with open(os.path.join(workdir, "metrics.jsonl"), encoding="utf-8") as f:
-        return {line["step"]: line["loss"] for line in map(json.loads, f)}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A run of six steps without a break."""
-    workdir = str(tmp_path_factory.mktemp("run"))
-    return workdir, train(settings(), workdir)
-
-
-def copy_assets(source, target):
-    os.makedirs(target, exist_ok=True)
-    for name in (TOKENIZER_FILE, CODEC_FILE, MODEL_FILE):
-        shutil.copy(os.path.join(source, name), target)
 
 
 def test_loss_falls_and_every_step_is_logged(finished):

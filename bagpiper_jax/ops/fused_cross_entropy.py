@@ -18,6 +18,9 @@ import jax.numpy as jnp
 from bagpiper_jax.ops.stream_log_sum_exp import stream_log_sum_exp
 from bagpiper_jax.ops.tables import TABLE_AXES, gather_table, on_mesh, scatter_table
 
+# of the head's gradient; a block keeps the matrix units busy
+_BLOCKS, _SMALLEST_BLOCK = 8, 4096
+
 
 class HeadLoss(NamedTuple):
     """Per-target results, zero where there is no target; [B, T, K] each, float32."""
@@ -125,7 +128,7 @@ def _device_loss(shape: HeadShape, with_grad: bool, axes, hidden, head, stream_e
         )(logits, offsets, rows, shape)
         d_logits = d_logits.astype(shape.dtype)
         d_hidden = jnp.einsum("nv,vd->nd", d_logits, head)
-        d_head += product("nv,nd->vd", d_logits, hidden)
+        d_head = _add_product(d_head, d_logits, hidden)
         return (total + loss, d_head, d_offsets + d_own), (out, d_hidden)
 
     total = jnp.zeros(())
@@ -148,6 +151,21 @@ def _device_loss(shape: HeadShape, with_grad: bool, axes, hidden, head, stream_e
     d_emb = scatter_table([a for a in axes if a != "tensor"], d_emb, dimension=1)
     grads = (whole(d_hidden), scatter_table(axes, d_head), d_emb)
     return _summed(axes, total), out, grads
+
+
+def _add_product(total, a, b):
+    """total [V', D] + aᵀ·b, in blocks of rows of a large table: the product is never whole."""
+    size = len(total) // _BLOCKS
+
+    def add(start, total):
+        part = jax.lax.dynamic_slice_in_dim(a, start, size, axis=1)
+        part = jnp.einsum("nv,nd->vd", part, b, preferred_element_type=jnp.float32)
+        part += jax.lax.dynamic_slice_in_dim(total, start, size)
+        return jax.lax.dynamic_update_slice_in_dim(total, part, start, axis=0)
+
+    if len(total) % _BLOCKS or size < _SMALLEST_BLOCK:
+        return total + jnp.einsum("nv,nd->vd", a, b, preferred_element_type=jnp.float32)
+    return jax.lax.fori_loop(0, _BLOCKS, lambda i, x: add(i * size, x), total)
 
 
 def _summed(axes, x):

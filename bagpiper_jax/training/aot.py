@@ -64,7 +64,9 @@ def topology_devices(topology: str, slices: int = 1) -> list:
     """
     from jax.experimental import topologies
 
-    options = {"num_slices": slices} if slices > 1 else {}
+    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if topology.startswith("v4"):
+        options["chip_config_name"] = "megacore"  # its two cores work as one device, the usual way
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except Exception as e:  # libtpu raises many kinds
@@ -143,7 +145,7 @@ def compile_report(run: RunConfig, topology: str, slices: int = 1) -> dict[str, 
     )
     began = time.monotonic()
     batch = abstract_batch(run, sharding)
-    available = chip.hbm_bytes / chip.devices_per_chip
+    available = chip.program_bytes / chip.devices_per_chip
     try:
         with jax.set_mesh(mesh):
             compiled, text = compile_with_dump(step.lower(state, batch))
@@ -157,11 +159,13 @@ def compile_report(run: RunConfig, topology: str, slices: int = 1) -> dict[str, 
         windows=run.data.windows,
         frozen=run.frozen,
     )
+    saved = _saved_activations(run, config, mesh)
     kinds = {
         "parameters": _local_bytes(state.params),
         "optimizer": _local_bytes(state.opt_state),
         "batch": _local_bytes(batch),
-        "activations and temporaries": memory.temp_size_in_bytes,
+        "activations": saved,
+        "temporaries": memory.temp_size_in_bytes - saved,
         "outputs": max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0),
         "program": memory.generated_code_size_in_bytes,
     }
@@ -200,6 +204,20 @@ def _local_bytes(tree: Any) -> int:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
+
+
+def _saved_activations(run: RunConfig, config, mesh) -> int:
+    """Bytes on one device of what the layers keep for their backward pass, where it is their input.
+
+    Of other remat policies the compiler alone knows; then it counts as temporary.
+    """
+    if run.compute.remat != "full":
+        return 0
+    rows = run.data.rows // run.compute.accumulation
+    rows //= mesh.shape["replica"] * mesh.shape["fsdp"]
+    decoder = config.decoder
+    size = rows * run.data.length * decoder.hidden_size * jnp.dtype(run.compute.dtype).itemsize
+    return size * decoder.num_hidden_layers
 
 
 def _floors(run, chip: Chip, mesh, flops, kinds: Mapping[str, float], ops) -> dict[str, Any]:

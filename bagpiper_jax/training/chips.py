@@ -23,8 +23,7 @@ class Chip:
     Attributes:
       name: as in the names of topologies.
       bf16_flops: FLOPs per second of products in bfloat16.
-      hbm_bytes: memory, as it is sold. XLA (libtpu 0.0.42) grants a program, in GiB per device,
-        30.75 on v4, 15.75 on v5e, 95.74 on v5p, 31.25 on v6e and 94.75 on tpu7x.
+      hbm_bytes: memory, as it is sold.
       hbm_bandwidth: bytes per second.
       ici_bandwidth: bytes per second that the chip can send to others of its slice (TPU) or node
         (GPU) over all its links together, one way; it receives as many at the same time. A ring
@@ -43,6 +42,7 @@ class Chip:
     ici_bandwidth: float
     dcn_bandwidth: float
     devices_per_chip: int = 1
+    program_bytes: float = 0.0  # memory that XLA (libtpu 0.0.42) grants a program; 0: not known
 
 
 CHIPS = {
@@ -52,15 +52,15 @@ CHIPS = {
         # pod in [C], 1.1 PB/s over 4,096 chips; [B]: 25 GB/s of DCN a host, which has 4 chips.
         # JAX shows one device where its two cores work as one, the usual way; a topology needs
         # `chip_config_name="megacore"` for that.
-        Chip("v4", 275e12, 32 * _GIB, 1.2e12, 2.7e11, 6.25e9),
+        Chip("v4", 275e12, 32 * _GIB, 1.2e12, 2.7e11, 6.25e9, program_bytes=30.75 * _GIB),
         # [C]: 400 GB/s both ways; 6.4 Tb/s of DCN for 256 chips
-        Chip("v5e", 197e12, 16 * _GIB, 8.19e11, 2e11, 3.125e9),
+        Chip("v5e", 197e12, 16 * _GIB, 8.19e11, 2e11, 3.125e9, program_bytes=15.75 * _GIB),
         # [C]: 1,200 GB/s both ways; 50 Gb/s of DCN
-        Chip("v5p", 459e12, 95 * _GIB, 2.765e12, 6e11, 6.25e9),
+        Chip("v5p", 459e12, 95 * _GIB, 2.765e12, 6e11, 6.25e9, program_bytes=95.74 * _GIB),
         # [C]: 800 GB/s both ways; 100 Gb/s of DCN
-        Chip("v6e", 918e12, 32 * _GIB, 1.638e12, 4e11, 1.25e10),
+        Chip("v6e", 918e12, 32 * _GIB, 1.638e12, 4e11, 1.25e10, program_bytes=31.25 * _GIB),
         # [C]: 1,200 GB/s both ways; 100 Gb/s of DCN; two devices
-        Chip("tpu7x", 2307e12, 192 * _GIB, 7.38e12, 6e11, 1.25e10, devices_per_chip=2),
+        Chip("tpu7x", 2307e12, 192 * _GIB, 7.38e12, 6e11, 1.25e10, 2, 2 * 94.75 * _GIB),
         # [N], whose GB of memory are nearly GiB; NVLink, half of the 600 GB/s (A100) or 900 GB/s
         # of both ways; a network card per GPU, of 200 Gb/s (DGX A100) or 400 Gb/s (DGX H100, H200)
         Chip("A100", 312e12, 80 * _GIB, 2.039e12, 3e11, 2.5e10),

@@ -19,8 +19,9 @@ from bagpiper_jax.input_pipeline.batch import Batch, stack_rows
 from bagpiper_jax.input_pipeline.packed_scenes import PackedScenes, RowShape, load_corpus
 from bagpiper_jax.loading import load
 from bagpiper_jax.modeling.bagpiper import Bagpiper
+from bagpiper_jax.modeling.config import get_config
 from bagpiper_jax.porting.runs import is_run
-from bagpiper_jax.release import Assets
+from bagpiper_jax.release import Assets, read_config
 from bagpiper_jax.sharding import make_mesh
 from bagpiper_jax.store import Checkpoints
 from bagpiper_jax.training import feed, hosts
@@ -81,8 +82,6 @@ def initial_params(run: RunConfig, model: Bagpiper, mesh) -> dict:
     """
     if run.init_from:
         start = load(run.init_from, mesh, config=None if is_run(run.init_from) else run.model)
-        if start.config.vocab != model.config.vocab or start.config.decoder != model.config.decoder:
-            raise UserError(f"config key init_from: {run.init_from} is not a {run.model}")
         return nnx.to_pure_dict(nnx.state(start, nnx.Param))
     optimizer = make_optimizer(run.optimizer, run.steps)
     shapes = nnx.to_pure_dict(nnx.state(model, nnx.Param))
@@ -102,6 +101,7 @@ def train(
     *,
     must_resume: bool = False,
     profile: bool = False,
+    wandb: str = "",
 ) -> TrainState:
     """Runs, or resumes, a training in `workdir` to its last step.
 
@@ -115,6 +115,7 @@ def train(
         several processes.
       must_resume: do not start at step 0.
       profile: write a trace of a few steps to `workdir/profile`, for XProf or Perfetto.
+      wandb: project of Weights & Biases that gets the metrics too.
 
     Raises:
       UserError: bad settings, a workdir of another run, a checkpoint that cannot be written, or a
@@ -130,7 +131,13 @@ def train(
     mine = feed.own_rows(sharding, rows, micro_batches)
     if run.data.length % mesh.shape["tensor"]:
         raise UserError("config key mesh.tensor must be a divisor of data.length")
-    load_corpus(run.data.corpus)  # what is wrong with it is told before the workdir is claimed
+    # what is wrong is told before the workdir is claimed
+    load_corpus(run.data.corpus)
+    if run.init_from and is_run(run.init_from):
+        theirs, wanted = read_config(run.init_from), get_config(run.model)
+        parts = ("vocab", "decoder", "encoder")
+        if any(getattr(theirs, part) != getattr(wanted, part) for part in parts):
+            raise UserError(f"config key init_from: {run.init_from} is no {run.model}")
     names = hosts.host_names()
     if hosts.is_first():
         claim_workdir(workdir, run, must_resume=must_resume)
@@ -156,9 +163,9 @@ def train(
         sample = make_samples(run) if make_samples and jax.process_count() == 1 else None
         skipped: list[int] = []
         own = workdir if hosts.is_first() else None  # where this process writes
-        speed = Speed.of(run, assets.config, mesh.devices.flat[0], mesh.size)
+        speed = Speed.of(run, assets.config, jax.local_devices()[0], mesh.size)
         with (
-            MetricsLog(own, start=start, steps=run.steps, speed=speed) as log,
+            MetricsLog(own, start=start, steps=run.steps, speed=speed, wandb=wandb) as log,
             feed.Ahead(
                 lambda: (
                     feed.host_batches(source, rows, mine, start, run.data.workers)

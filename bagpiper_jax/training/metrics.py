@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import time
@@ -13,6 +14,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.files import write_text
 from bagpiper_jax.modeling.bagpiper import KINDS
 from bagpiper_jax.training.speed import Speed
 
@@ -24,20 +26,28 @@ class MetricsLog:
     `workdir/metrics.jsonl`, and a bar with loss, tokens/s, MFU and remaining time to stderr.
     """
 
-    def __init__(self, workdir: str | None, *, start: int, steps: int, speed: Speed):
+    def __init__(
+        self, workdir: str | None, *, start: int, steps: int, speed: Speed, wandb: str = ""
+    ):
         """Opens the files.
 
         Args:
           workdir: of the run; None writes nothing, for all processes but the first.
           start, steps: steps done, and to do in all.
           speed: what utilisation is measured against.
+          wandb: project of Weights & Biases that gets the numbers too; empty: none.
+
+        Raises:
+          UserError: wandb is not installed.
         """
         self._workdir = workdir
         self._speed = speed
-        self._writer = self._jsonl = None
+        self._writer = self._jsonl = self._wandb = None
         if workdir is not None:
+            self._wandb = _wandb_run(wandb, workdir) if wandb else None
             self._writer = SummaryWriter(os.path.join(workdir, "metrics"), purge_step=start)
             path = os.path.join(workdir, "metrics.jsonl")
+            _forget_after(path, start)
             self._jsonl = open(path, "a", encoding="utf-8")  # noqa: SIM115
         self._bar = tqdm(
             total=steps,
@@ -59,6 +69,8 @@ class MetricsLog:
         self._bar.close()
         if self._workdir is None:
             return
+        if self._wandb is not None:
+            self._wandb.finish()
         with contextlib.suppress(OSError):  # a full disk has been told, or is told by `write`
             self._writer.close()
         with contextlib.suppress(OSError):
@@ -93,6 +105,8 @@ class MetricsLog:
     def _put(self, step: int, scalars: dict[str, float]) -> None:
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(scalars, step=step)
         try:
             self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
             self._jsonl.flush()
@@ -113,6 +127,26 @@ class MetricsLog:
 
     def audio(self, name: str, wav: np.ndarray, sample_rate: int, step: int) -> None:
         self._writer.add_audio(name, wav[:, None], step, sample_rate=sample_rate)
+
+
+def _wandb_run(project: str, workdir: str):
+    """The run of this workdir, which goes on when the training does."""
+    try:
+        import wandb
+    except ImportError as e:
+        raise UserError("--wandb needs: pip install 'bagpiper_jax[wandb]'") from e
+    name = os.path.basename(os.path.abspath(workdir))
+    digest = hashlib.sha256(os.path.abspath(workdir).encode()).hexdigest()[:12]
+    return wandb.init(project=project, name=name, id=digest, resume="allow", dir=workdir)
+
+
+def _forget_after(path: str, step: int) -> None:
+    """Drops lines of steps that will be done again, and one that was cut by a kill."""
+    if not os.path.exists(path):
+        return
+    with open(path, encoding="utf-8", errors="replace") as f:
+        lines = [line for line in f if line.endswith("}\n")]
+    write_text(path, "".join(line for line in lines if json.loads(line)["step"] <= step))
 
 
 def summarize(metrics: list[dict]) -> dict[str, float]:

@@ -1,0 +1,108 @@
+"""The compile report: its parts without libtpu, and a real one where it is at hand."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import CONFIG
+
+from bagpiper_jax.input_pipeline.batch import Batch, stack_rows
+from bagpiper_jax.input_pipeline.packed_scenes import PackedScenes
+from bagpiper_jax.release import MINI, load_assets
+from bagpiper_jax.sharding import make_mesh
+from bagpiper_jax.training import aot
+from bagpiper_jax.training.config import load_config
+from bagpiper_jax.training.loop import make_source
+from bagpiper_jax.training.step import batch_sharding
+
+EXPERIMENTS = os.path.dirname(CONFIG)
+
+
+def stage(name, *overrides):
+    return load_config(["--config", os.path.join(EXPERIMENTS, name), *overrides])
+
+
+@pytest.mark.parametrize("name", ["warmup_8b.py", "pretrain_8b.py", "sft_8b.py"])
+@pytest.mark.parametrize("size,devices", [("chips1", 1), ("chips8", 8), ("pod", 64)])
+def test_the_batch_does_not_depend_on_the_devices(name, size, devices):
+    run, pod = stage(f"{name}:{size}"), stage(name)
+    assert run.data.batch_tokens == pod.data.batch_tokens
+    assert run.data.rows % (devices * run.compute.accumulation) == 0
+    assert (run.optimizer, run.frozen) == (pod.optimizer, pod.frozen) or size == "chips1"
+
+
+def test_stages_follow_the_paper():
+    """Steps, rates and what is frozen: arXiv 2602.05220 and its reference."""
+    warmup, pretrain, sft = map(stage, ("warmup_8b.py", "pretrain_8b.py", "sft_8b.py"))
+    rates = lambda run: (run.steps, run.optimizer.peak_lr, run.optimizer.final_ratio)  # noqa: E731
+    assert rates(warmup) == (10_000, 5e-4, 1.0)
+    assert rates(pretrain) == (600_000, 1e-4, 0.3)
+    assert rates(sft) == (50_000, 1e-5, 0.1)
+    assert warmup.frozen == ("audio_tower", "model.layers")
+    assert pretrain.frozen == sft.frozen == ("audio_tower",)
+    assert pretrain.steps * pretrain.data.batch_tokens == pytest.approx(600e9, rel=0.05)
+
+
+def test_the_batch_that_is_compiled_is_the_one_that_comes():
+    run = load_config(
+        ["--config", CONFIG, "--config.data.batch_tokens=4096", "--config.compute.accumulation=2"]
+    )
+    assets = load_assets(MINI)
+    source = make_source(run, assets)
+    assert isinstance(source, PackedScenes)
+    row = source[0]
+    real = stack_rows([row] * run.data.rows)
+    real = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), real)
+    shapes = aot.abstract_batch(run, batch_sharding(make_mesh({"fsdp": 8})))
+    for name in Batch._fields:
+        ours, theirs = getattr(shapes, name), getattr(real, name)
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype), name
+
+
+@pytest.mark.parametrize(
+    "message,needed",
+    [
+        ("RESOURCE_EXHAUSTED: Used 30.50G of 15.75G hbm. Exceeded", 30.5 * 2**30),
+        ("for HLO temporaries (18.54G) exceeds available HBM (15.75G).", 18.54 * 2**30),
+    ],
+)
+def test_a_slice_that_is_too_small_is_told_with_both_sizes(message, needed):
+    error = aot._too_small(RuntimeError(message), "v5e:4x4")
+    assert isinstance(error, aot.TooSmall) and "v5e:4x4 is too small" in str(error)
+    np.testing.assert_allclose([error.needed, error.available], [needed, 15.75 * 2**30])
+    other = aot._too_small(RuntimeError("something\nelse"), "v5e:4x4")
+    assert not isinstance(other, aot.TooSmall) and "something else" in str(other)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
+@pytest.mark.parametrize("topology,slices", [("v5e:2x4", 1), ("v5e:2x2", 2)])
+def test_the_command_compiles_for_a_slice(topology, slices, tmp_path):
+    path = str(tmp_path / "report.json")
+    arguments = ["compile", "--config", os.path.join(EXPERIMENTS, "pretrain_8b.py:chips8")]
+    arguments += ["--config.model=tiny", "--config.data.length=256", "--config.data.windows=4"]
+    arguments += ["--config.data.batch_tokens=4096", "--config.compute.accumulation=2"]
+    arguments += ["--topology", topology, "--slices", str(slices), "--json", path]
+    done = subprocess.run(
+        [sys.executable, "-m", "bagpiper_jax.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "so MFU is at most" in done.stdout
+    with open(path, encoding="utf-8") as f:
+        report = json.load(f)
+    assert report["devices"] == 8 and report["mesh"]["replica"] == slices
+    sizes = report["bytes_per_device"]
+    assert sizes["activations"] == 2 * 256 * 32 * 2 * 2
+    assert sizes["temporaries"] > 0 and sizes["headroom"] > 0
+    assert sum(sizes.values()) == pytest.approx(report["available_per_device"])
+    between = any(op["across_slices"] for op in report["collectives"])
+    assert between is (slices > 1)

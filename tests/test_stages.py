@@ -1,0 +1,74 @@
+"""Stages start from other weights: what is frozen stays, the rest moves, steps begin anew."""
+
+import os
+
+import numpy as np
+import pytest
+from tiny_run import CONFIG, TINY
+
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.release import MINI
+from bagpiper_jax.training.config import load_config
+from bagpiper_jax.training.loop import train
+from bagpiper_jax.trees import dotted
+
+CORPUS = os.path.join(os.path.dirname(CONFIG), "..", "data", "mini")
+
+
+def stage(name, *overrides):
+    config = os.path.join(os.path.dirname(CONFIG), name)
+    small = [*TINY, "--config.steps=2", "--config.optimizer.warmup_steps=1"]
+    small += [f"--config.data.corpus={CORPUS}", "--config.data.windows=12"]
+    small += ["--config.compute.accumulation=1", *overrides]
+    return load_config(["--config", config, *small])
+
+
+def test_warm_up_moves_tables_and_adaptor_alone(finished, tmp_path):
+    """In bfloat16, with everything computed again, from a run; then the run goes on from it."""
+    before = dotted(finished[1].params)
+    first, second = str(tmp_path / "warmup"), str(tmp_path / "pretrain")
+    state = train(stage("warmup_8b.py", f"--config.init_from={finished[0]}"), first)
+    assert int(state.step) == 2
+    for path, after in dotted(state.params).items():
+        frozen = path.startswith(("audio_tower.", "model.layers."))
+        assert np.array_equal(after, before[path]) is frozen, path
+    middle = dotted(state.params)
+    state = train(stage("pretrain_8b.py", f"--config.init_from={first}"), second)
+    assert int(state.step) == 2
+    for path, after in dotted(state.params).items():
+        assert np.array_equal(after, middle[path]) is path.startswith("audio_tower."), path
+
+
+def test_a_converted_checkpoint_is_a_start(finished, tmp_path):
+    """What ESPnet's form holds, of the same shapes, with tokenizer and codec named beside it."""
+    pytest.importorskip("torch")
+    from bagpiper_jax.porting.convert import convert
+
+    source = str(tmp_path / "model.pt")
+    convert(finished[0], source, "espnet", verify=None)
+    names = {"tokenizer": "tokenizer.model", "codec": "codec.npz"}
+    given = [f"--config.data.{k}={os.path.join(finished[0], v)}" for k, v in names.items()]
+    run = stage("sft_8b.py", f"--config.init_from={source}", *given)
+    state = train(run, str(tmp_path / "sft"))
+    before = dotted(finished[1].params)
+    after = dotted(state.params)
+    np.testing.assert_array_equal(
+        after["audio_tower.conv_out.kernel"], before["audio_tower.conv_out.kernel"]
+    )
+    moved = np.abs(after["lm_head"] - before["lm_head"]).max()
+    assert 0 < moved < 0.05  # two steps at 0.01
+
+
+def test_frozen_parts_need_weights_and_training_a_corpus(tmp_path):
+    with pytest.raises(UserError, match="init_from: name the weights of what is frozen"):
+        train(stage("pretrain_8b.py"), str(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"data\.corpus: name the corpus"):
+        train(stage("pretrain_8b.py", "--config.data.corpus="), str(tmp_path / "run"))
+    assert not os.path.exists(tmp_path / "run")
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    run = load_config(["--config", CONFIG, *TINY, f"--config.init_from={MINI}"])
+    with pytest.raises(UserError, match="init_from: .* is no tiny"):
+        train(run, str(tmp_path / "run"))
+    assert not os.path.exists(tmp_path / "run")

@@ -1,0 +1,91 @@
+"""Slow proofs: a run killed again and again, and a run of two processes, end as one undisturbed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from tiny_run import CONFIG, TINY, copy_assets, losses
+
+from bagpiper_jax.release import load_assets, load_weights, weight_shapes
+from bagpiper_jax.trees import dotted
+
+pytestmark = pytest.mark.slow
+LONG = [*TINY, "--config.steps=60", "--config.save_every=1", "--config.log_every=1"]
+POD = os.path.join(os.path.dirname(CONFIG), "local_pod.py")
+
+
+def command(workdir, *overrides):
+    arguments = ["train", "--config", CONFIG, *LONG, *overrides, "--workdir", workdir]
+    return [sys.executable, "-m", "bagpiper_jax.cli", *arguments]
+
+
+def weights(workdir):
+    return dotted(load_weights(workdir, weight_shapes(load_assets(workdir).config)))
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Programs are compiled once for all starts."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+    settings = {"JAX_COMPILATION_CACHE_DIR": cache}
+    settings["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    return os.environ | settings
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished, environment, tmp_path_factory):
+    workdir = str(tmp_path_factory.mktemp("undisturbed"))
+    copy_assets(finished[0], workdir)
+    subprocess.run(command(workdir), env=environment, check=True, stderr=subprocess.DEVNULL)
+    return workdir
+
+
+def test_twenty_kills(undisturbed, environment, tmp_path):
+    """SIGKILL at random moments of a run that saves all the time; then it ends, bit by bit."""
+    workdir = str(tmp_path / "run")
+    copy_assets(undisturbed, workdir)
+    moments = random.Random(0)
+    log = os.path.join(workdir, "metrics.jsonl")
+    kills = 0
+    while kills < 20:
+        before = os.path.getsize(log) if os.path.exists(log) else 0
+        process = subprocess.Popen(command(workdir), env=environment, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline:
+            if os.path.exists(log) and os.path.getsize(log) > before:  # a step is done: it saves
+                break
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.5))
+        assert process.poll() is None, "it ended, or failed, before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    subprocess.run(command(workdir), env=environment, check=True, stderr=subprocess.DEVNULL)
+    ours, theirs = weights(workdir), weights(undisturbed)
+    for path in theirs:
+        np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
+    with open(log, encoding="utf-8") as f:  # every batch once, and in its place
+        assert [json.loads(line)["step"] for line in f] == list(range(1, 61))
+    assert losses(workdir) == losses(undisturbed)
+
+
+def test_two_processes_are_one_run(undisturbed, environment, tmp_path):
+    """Two processes of four devices under gloo: the curve and weights of one with eight."""
+    workdir = str(tmp_path / "pod")
+    copy_assets(undisturbed, workdir)
+    arguments = ["--config", CONFIG, *LONG, "--config.save_every=20", "--workdir", workdir]
+    pod = [sys.executable, POD, "--processes", "2", "--devices", "4", "--", *arguments]
+    done = subprocess.run(pod, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours, theirs = losses(workdir), losses(undisturbed)
+    assert sorted(ours) == sorted(theirs)
+    np.testing.assert_allclose([ours[s] for s in ours], [theirs[s] for s in ours], rtol=1e-4)
+    final = weights(undisturbed)
+    for path, mine in weights(workdir).items():
+        np.testing.assert_allclose(mine, final[path], rtol=1e-3, atol=1e-4, err_msg=path)
