@@ -188,14 +188,15 @@ def _train(args) -> None:
         connect(args.coordinator, args.num_processes, args.process_id)
     from bagpiper_jax.samples import SceneSamples
 
-    train(
-        run,
-        args.workdir,
-        SceneSamples,
-        must_resume=args.resume,
-        profile=args.profile,
-        wandb=args.wandb,
-    )
+    options = {"must_resume": args.resume, "profile": args.profile, "wandb": args.wandb}
+    try:
+        train(run, args.workdir, SceneSamples, **options)
+    except UserError as e:
+        if not args.coordinator:
+            raise
+        # the other processes wait for this one: leaving at once ends them, a clean end would not
+        print(f"bagpiper: {e}", file=sys.stderr, flush=True)
+        os._exit(2)
 
 
 def _compile(args) -> None:

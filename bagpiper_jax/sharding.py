@@ -127,7 +127,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         shape[shape.index(-1)] = len(devices) // fixed
     if math.prod(shape) != len(devices):
         raise UserError(f"a mesh of {asked} does not fit the {len(devices)} devices")
-    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    is_tpu = devices[0].platform == "tpu"
+    slices = len({d.slice_index for d in devices}) if is_tpu else 1
     if slices > 1:
         if shape[0] % slices:
             raise UserError(f"mesh axis replica must be a multiple of the {slices} slices")
@@ -135,7 +136,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         grid = mesh_utils.create_hybrid_device_mesh(
             inside, [slices, 1, 1], devices, allow_split_physical_axes=True
         )
-    elif devices[0].platform == "tpu":
+    elif is_tpu:
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
         grid = np.array(devices).reshape(shape)

@@ -204,6 +204,12 @@ def _abstract(tree: Any) -> Any:
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
 
+def has_checkpoint(workdir: str) -> bool:
+    """Whether a run has a whole checkpoint to go on from."""
+    directory = os.path.join(workdir, "checkpoints")
+    return os.path.isdir(directory) and any(name.isdigit() for name in os.listdir(directory))
+
+
 def restore_weights(workdir: str, params: Any) -> Any:
     """Weights alone of a run's latest checkpoint, in the shapes, types and shardings of `params`.
 

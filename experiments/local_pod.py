@@ -1,7 +1,8 @@
 """A pod on one machine: several processes of one run, on CPU, that talk as hosts do (gloo).
 
     python experiments/local_pod.py --processes 2 --devices 4 -- \\
-        --config experiments/mini.py --config.data.batch_tokens=4096 --workdir runs/pod
+        --config experiments/mini.py --config.mesh.fsdp=-1 --config.data.batch_tokens=4096 \\
+        --workdir runs/pod
 
 What follows `--` goes to `bagpiper train`. The first failure ends all of them.
 """
@@ -38,7 +39,7 @@ def main() -> int:
             if failed:
                 return failed[0]
             time.sleep(0.2)
-        return max(process.returncode for process in running)
+        return next((process.returncode for process in running if process.returncode), 0)
     finally:
         for process in running:
             if process.poll() is None:

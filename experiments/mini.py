@@ -61,9 +61,9 @@ def get_config(stage: str = "mixture") -> ml_collections.ConfigDict:
     c.optimizer.clip = 1.0  # (reference)
     c.optimizer.moments_dtype = "float32"  # (reference)
 
-    c.mesh = ml_collections.ConfigDict()  # -1: the devices that are left
+    c.mesh = ml_collections.ConfigDict()  # one device is enough; -1: those that are left
     c.mesh.replica = 1
-    c.mesh.fsdp = -1
+    c.mesh.fsdp = 1
     c.mesh.tensor = 1
 
     c.compute = ml_collections.ConfigDict()

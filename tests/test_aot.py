@@ -28,7 +28,7 @@ def stage(name, *overrides):
 
 
 @pytest.mark.parametrize("name", ["warmup_8b.py", "pretrain_8b.py", "sft_8b.py"])
-@pytest.mark.parametrize("size,devices", [("chips1", 1), ("chips8", 8), ("pod", 64)])
+@pytest.mark.parametrize("size,devices", [("chips1", 1), ("chips8", 8), ("pod", 32)])
 def test_the_batch_does_not_depend_on_the_devices(name, size, devices):
     run, pod = stage(f"{name}:{size}"), stage(name)
     assert run.data.batch_tokens == pod.data.batch_tokens
@@ -101,7 +101,7 @@ def test_the_command_compiles_for_a_slice(topology, slices, tmp_path):
         report = json.load(f)
     assert report["devices"] == 8 and report["mesh"]["replica"] == slices
     sizes = report["bytes_per_device"]
-    assert sizes["activations"] == 2 * 256 * 32 * 2 * 2
+    assert sizes["activations"] == 256 * 32 * 2 * 2  # a row, bfloat16, two layers
     assert sizes["temporaries"] > 0 and sizes["headroom"] > 0
     assert sum(sizes.values()) == pytest.approx(report["available_per_device"])
     between = any(op["across_slices"] for op in report["collectives"])

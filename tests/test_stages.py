@@ -7,6 +7,7 @@ import pytest
 from tiny_run import CONFIG, TINY
 
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.modeling.config import get_config
 from bagpiper_jax.release import MINI
 from bagpiper_jax.training.config import load_config
 from bagpiper_jax.training.loop import train
@@ -55,7 +56,8 @@ def test_a_converted_checkpoint_is_a_start(finished, tmp_path):
     np.testing.assert_array_equal(
         after["audio_tower.conv_out.kernel"], before["audio_tower.conv_out.kernel"]
     )
-    moved = np.abs(after["lm_head"] - before["lm_head"]).max()
+    rows = get_config("tiny").vocab.size  # the others only pad the table
+    moved = np.abs(after["lm_head"] - before["lm_head"])[:rows].max()
     assert 0 < moved < 0.05  # two steps at 0.01
 
 

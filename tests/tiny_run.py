@@ -16,6 +16,7 @@ TINY = [
     "--config.data.batch_tokens=1536",
     "--config.data.workers=0",
     "--config.data.length=768",
+    "--config.mesh.fsdp=2",
     "--config.mesh.tensor=4",
     "--config.log_every=1",
     "--config.save_every=3",

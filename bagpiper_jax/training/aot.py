@@ -22,7 +22,7 @@ from bagpiper_jax.input_pipeline.batch import Batch
 from bagpiper_jax.log_mel import NUM_MELS, WINDOW_FRAMES
 from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.config import get_config
-from bagpiper_jax.modeling.flops import step_flops
+from bagpiper_jax.modeling.flops import StepFlops, step_flops
 from bagpiper_jax.sharding import make_mesh
 from bagpiper_jax.training.chips import Chip, chip_of_topology
 from bagpiper_jax.training.collectives import collectives, compile_with_dump
@@ -151,14 +151,9 @@ def compile_report(run: RunConfig, topology: str, slices: int = 1) -> dict[str, 
             compiled, text = compile_with_dump(step.lower(state, batch))
     except jax.errors.JaxRuntimeError as e:
         raise _too_small(e, topology) from e
+    seconds = time.monotonic() - began
     memory = compiled.memory_analysis()
-    flops = step_flops(
-        config,
-        rows=run.data.rows,
-        length=run.data.length,
-        windows=run.data.windows,
-        frozen=run.frozen,
-    )
+    flops = _flops(run, run.frozen)
     saved = _saved_activations(run, config, mesh)
     kinds = {
         "parameters": _local_bytes(state.params),
@@ -167,6 +162,7 @@ def compile_report(run: RunConfig, topology: str, slices: int = 1) -> dict[str, 
         "activations": saved,
         "temporaries": memory.temp_size_in_bytes - saved,
         "outputs": max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0),
+        "padding of arguments": memory.argument_size_in_bytes - _local_bytes((state, batch)),
         "program": memory.generated_code_size_in_bytes,
     }
     kinds["headroom"] = available - sum(kinds.values())
@@ -188,7 +184,7 @@ def compile_report(run: RunConfig, topology: str, slices: int = 1) -> dict[str, 
         "compute": dataclasses.asdict(run.compute),
         "moments": run.optimizer.moments_dtype,
         "frozen": list(run.frozen),
-        "compile_seconds": time.monotonic() - began,
+        "compile_seconds": seconds,
         "bytes_per_device": kinds,
         "available_per_device": available,
         "model_flops_per_step": flops.total,
@@ -204,6 +200,12 @@ def _local_bytes(tree: Any) -> int:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
+
+
+def _flops(run: RunConfig, frozen) -> StepFlops:
+    data = run.data
+    sizes = {"rows": data.rows, "length": data.length, "windows": data.windows}
+    return step_flops(get_config(run.model), **sizes, frozen=frozen)
 
 
 def _saved_activations(run: RunConfig, config, mesh) -> int:
@@ -224,13 +226,15 @@ def _floors(run, chip: Chip, mesh, flops, kinds: Mapping[str, float], ops) -> di
     """Seconds that a step takes at least, by each of three limits, and what follows."""
     peak = mesh.size * chip.bf16_flops / chip.devices_per_chip
     again = 0.0
-    if run.compute.remat in ("full", "offload"):
-        # the forward pass of what gradients go through, a third of all three passes
-        again = (flops.decoder + flops.attention) / 3
+    if run.compute.remat in ("full", "offload"):  # the forward pass of what gradients go through
+        forward = _flops(run, ("audio_tower", "adaptor", "model", "lm_head", "stream_emb"))
+        again = forward.decoder + forward.attention
+        if "audio_tower" not in run.frozen:
+            again += forward.encoder
     arithmetic = (flops.total + again) / peak
 
-    # weights in the type of the computation are read for each pass of each micro-batch; state is
-    # read and written once
+    # about: weights in the type of the computation are read for each pass of each micro-batch;
+    # state is read and written once
     params = sum(math.prod(leaf.shape) for leaf in dotted(_shapes(run)).values())
     passes = 3 if again else 2
     item = jnp.dtype(run.compute.dtype).itemsize

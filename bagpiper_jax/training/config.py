@@ -254,7 +254,6 @@ def _check(run: RunConfig) -> None:
         raise UserError(f"config key data.profile must be one of {', '.join(PROFILE_NAMES)}")
     for key, path in (
         ("data.corpus", run.data.corpus),
-        ("init_from", run.init_from),
         ("data.tokenizer", run.data.tokenizer),
         ("data.codec", run.data.codec),
     ):

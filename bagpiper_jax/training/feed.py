@@ -118,13 +118,18 @@ class Ahead:
         self._thread.start()
 
     def _run(self, make) -> None:
+        iterator = iter(())
         try:
-            for item in make():
+            iterator = make()
+            for item in iterator:
                 if not self._put(item):
                     return
             self._put(StopIteration())
         except BaseException as e:  # it is raised where the item is asked for
             self._put(e)
+        finally:
+            if hasattr(iterator, "close"):  # Grain's ends its workers
+                iterator.close()
 
     def _put(self, item) -> bool:
         while not self._closed.is_set():
@@ -166,13 +171,13 @@ class Ahead:
 
 
 def checksums(batch: Batch, mine: np.ndarray, rows: int) -> np.ndarray:
-    """CRC of this process's rows at their numbers in the step's batch, else −1; int64 [rows]."""
-    sums = np.full(rows, -1, np.int64)
+    """CRC of this process's rows at their numbers in the step's batch, else −1; int32 [rows]."""
+    sums = np.full(rows, -1, np.int32)
     for place_, row in enumerate(mine):
         crc = 0
         for field in batch:
             crc = zlib.crc32(np.ascontiguousarray(field[place_]), crc)
-        sums[row] = crc
+        sums[row] = crc & 0x7FFFFFFF  # what is gathered is of 32 bits
     return sums
 
 

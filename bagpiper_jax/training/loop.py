@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 
@@ -21,9 +23,9 @@ from bagpiper_jax.loading import load
 from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.config import get_config
 from bagpiper_jax.porting.runs import is_run
-from bagpiper_jax.release import Assets, read_config
-from bagpiper_jax.sharding import make_mesh
-from bagpiper_jax.store import Checkpoints
+from bagpiper_jax.release import Assets, load_assets, read_config, weight_shapes
+from bagpiper_jax.sharding import make_mesh, parameter_shardings
+from bagpiper_jax.store import Checkpoints, has_checkpoint
 from bagpiper_jax.training import feed, hosts
 from bagpiper_jax.training.assets import prepare_assets
 from bagpiper_jax.training.config import RunConfig, claim_workdir
@@ -37,12 +39,13 @@ from bagpiper_jax.training.step import (
     make_train_step,
     state_shardings,
 )
+from bagpiper_jax.trees import dotted, nested
 
 # called with (model, params, assets, log, step)
 SampleFn = Callable[[Bagpiper, dict, Assets, MetricsLog, int], None]
 
-# a run that skips so many steps has diverged
-_MAX_SKIPPED = 20
+# a run that skips so many of its last steps has diverged
+_MAX_SKIPPED, _SKIPPED_WITHIN = 20, 1000
 _PROFILED = range(10, 15)  # steps after the first one, which compiles
 
 
@@ -83,9 +86,8 @@ def initial_params(run: RunConfig, model: Bagpiper, mesh) -> dict:
     if run.init_from:
         start = load(run.init_from, mesh, config=None if is_run(run.init_from) else run.model)
         return nnx.to_pure_dict(nnx.state(start, nnx.Param))
-    optimizer = make_optimizer(run.optimizer, run.steps)
-    shapes = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    placed = state_shardings(mesh, shapes, optimizer).params
+    shapes = {path: tuple(leaf.shape) for path, leaf in dotted(nnx.state(model, nnx.Param)).items()}
+    placed = nested(parameter_shardings(mesh, shapes))
 
     def init():
         made = Bagpiper(model.config, rngs=nnx.Rngs(run.seed))
@@ -121,29 +123,17 @@ def train(
       UserError: bad settings, a workdir of another run, a checkpoint that cannot be written, or a
         training that diverged.
     """
-    if not run.data.corpus:
-        raise UserError("config key data.corpus: name the corpus to train on")
-    if run.frozen and not run.init_from:
-        raise UserError("config key init_from: name the weights of what is frozen")
-    mesh = make_mesh(dataclasses.asdict(run.mesh))
+    mesh = make_mesh(dataclasses.asdict(run.mesh), _devices(run))
     sharding = batch_sharding(mesh)
     rows, micro_batches = run.data.rows, run.compute.accumulation
     mine = feed.own_rows(sharding, rows, micro_batches)
-    if run.data.length % mesh.shape["tensor"]:
-        raise UserError("config key mesh.tensor must be a divisor of data.length")
-    # what is wrong is told before the workdir is claimed
-    load_corpus(run.data.corpus)
-    if run.init_from and is_run(run.init_from):
-        theirs, wanted = read_config(run.init_from), get_config(run.model)
-        parts = ("vocab", "decoder", "encoder")
-        if any(getattr(theirs, part) != getattr(wanted, part) for part in parts):
-            raise UserError(f"config key init_from: {run.init_from} is no {run.model}")
+    _check(run, workdir, mesh)
     names = hosts.host_names()
     if hosts.is_first():
         claim_workdir(workdir, run, must_resume=must_resume)
         prepare_assets(run, workdir)
-    hosts.barrier("assets", names)
-    assets = prepare_assets(run, workdir)
+    hosts.barrier("assets", names, timeout=240)
+    assets = load_assets(workdir)
     model = make_model(run, assets)
     optimizer = make_optimizer(run.optimizer, run.steps)
     source = make_source(run, assets)
@@ -179,10 +169,10 @@ def train(
                 local = batches.next()
                 waited = time.monotonic() - asked
                 if number == start or (number + 1) % run.log_every == 0:
-                    sums = hosts.gathered(feed.checksums(local, mine, rows))
-                    feed.check_agreement(sums, names, number)
+                    _check_rows(source, local, number, mine, rows, names)
                 batch = feed.place(local, sharding, rows, micro_batches, mine)
                 if profile and number - start in (_PROFILED.start, _PROFILED.stop):
+                    jax.block_until_ready(state)
                     _trace(workdir, number - start == _PROFILED.start)
                 with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
                     state, metrics = step_fn(state, batch)
@@ -192,6 +182,7 @@ def train(
                 stopping = hosts.should_stop(done, terminated.requested)
                 last = done == run.steps or stopping
                 if done % run.log_every == 0 or last:
+                    skipped = [s for s in skipped if s > done - _SKIPPED_WITHIN]
                     skipped += log.write(done)
                     if len(skipped) > _MAX_SKIPPED:
                         _give_up(source, rows, skipped, workdir)
@@ -208,6 +199,49 @@ def train(
                 if stopping:
                     break
     return state
+
+
+def _devices(run: RunConfig) -> list[jax.Device]:
+    """All of them; of one process fewer, where the config names a smaller mesh."""
+    devices = jax.devices()
+    sizes = dataclasses.astuple(run.mesh)
+    asked = math.prod(sizes) if min(sizes) > 0 else len(devices)
+    if jax.process_count() == 1 and asked < len(devices):
+        print(f"config.mesh: using {asked} of {len(devices)} devices", file=sys.stderr)
+        return devices[:asked]
+    return devices
+
+
+def _check(run: RunConfig, workdir: str, mesh) -> None:
+    """Tells what is wrong before the workdir is claimed."""
+    if not run.data.corpus:
+        raise UserError("config key data.corpus: name the corpus to train on")
+    load_corpus(run.data.corpus)
+    if run.data.length % mesh.shape["tensor"]:
+        raise UserError("config key mesh.tensor must be a divisor of data.length")
+    wanted = get_config(run.model)
+    optimizer = make_optimizer(run.optimizer, run.steps)
+    state_shardings(mesh, weight_shapes(wanted), optimizer, run.frozen)
+    if has_checkpoint(workdir):  # it goes on from there: init_from is no longer needed
+        return
+    if run.frozen and not run.init_from:
+        raise UserError("config key init_from: name the weights of what is frozen")
+    if run.init_from and not os.path.exists(run.init_from):
+        raise UserError(f"config key init_from: there is no {run.init_from}")
+    if run.init_from and is_run(run.init_from):
+        theirs, parts = read_config(run.init_from), ("vocab", "decoder", "encoder")
+        if any(getattr(theirs, part) != getattr(wanted, part) for part in parts):
+            raise UserError(f"config key init_from: {run.init_from} is no {run.model}")
+
+
+def _check_rows(source, local: Batch, number: int, mine, rows: int, names: list[str]) -> None:
+    """Compares what hosts hold alike; if nothing, they all make the first row of the step."""
+    if jax.process_count() == 1:
+        return
+    sums = feed.checksums(local, mine, rows)
+    first = stack_rows([source[number * rows]])
+    sums[0] = feed.checksums(first, np.zeros(1, np.int32), 1)[0]
+    feed.check_agreement(hosts.gathered(sums), names, number)
 
 
 def _start(run: RunConfig, model, optimizer, mesh, checkpoints: Checkpoints, must_resume: bool):

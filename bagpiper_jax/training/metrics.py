@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import time
 
@@ -45,7 +46,7 @@ class MetricsLog:
         self._writer = self._jsonl = self._wandb = None
         if workdir is not None:
             self._wandb = _wandb_run(wandb, workdir) if wandb else None
-            self._writer = SummaryWriter(os.path.join(workdir, "metrics"), purge_step=start)
+            self._writer = SummaryWriter(os.path.join(workdir, "metrics"), purge_step=start + 1)
             path = os.path.join(workdir, "metrics.jsonl")
             _forget_after(path, start)
             self._jsonl = open(path, "a", encoding="utf-8")  # noqa: SIM115
@@ -108,7 +109,8 @@ class MetricsLog:
         if self._wandb is not None:
             self._wandb.log(scalars, step=step)
         try:
-            self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
+            finite = {name: x if math.isfinite(x) else None for name, x in scalars.items()}
+            self._jsonl.write(json.dumps({"step": step, **finite}) + "\n")
             self._jsonl.flush()
         except OSError as e:
             raise UserError(
@@ -150,12 +152,17 @@ def _forget_after(path: str, step: int) -> None:
 
 
 def summarize(metrics: list[dict]) -> dict[str, float]:
-    """Means over steps; values per stream and per kind of target weigh by their targets."""
+    """Means over steps; values per stream and per kind of target weigh by their targets.
+
+    Of steps that were skipped only the number is told, unless all were.
+    """
+    number = sum(float(m["skipped"]) for m in metrics)
+    metrics = [m for m in metrics if not float(m["skipped"])] or metrics
     out = {
         name: float(np.mean([float(m[name]) for m in metrics]))
         for name in ("loss", "grad_norm", "learning_rate")
     }
-    out["skipped"] = float(sum(float(m["skipped"]) for m in metrics))
+    out["skipped"] = number
     streams = [f"stream{k}" for k in range(len(metrics[0]["targets"]))]
     for prefix, names in (("", streams), ("kind_", KINDS)):
         targets = np.stack([m[f"{prefix}targets"] for m in metrics])

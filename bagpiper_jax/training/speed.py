@@ -1,8 +1,9 @@
 """Model FLOPs of a step and the devices' peak: what MFU is made of.
 
 Model FLOPs utilisation (MFU) = FLOPs that the model needs for a step, recomputation not counted,
-/ (time of a step · peak of all devices in the computation's type). Of devices that `chips` knows,
-the peak is the maker's for bfloat16; of others, a CPU among them, what one large matmul reaches.
+/ (time of a step · peak of all devices). Of devices that `chips` knows, the peak is the maker's for
+bfloat16, whatever the run computes in; of others, a CPU among them, what one large float32 matmul
+reaches.
 """
 
 from __future__ import annotations

@@ -57,6 +57,16 @@ def state_shardings(
     return TrainState(everywhere, placed, jax.tree_util.tree_map_with_path(place, opt_state))
 
 
+def _updates(opt_state: Any) -> jax.Array:
+    """Updates made so far, which the schedule counts: skipped steps are none."""
+    counts = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state)
+        if getattr(path[-1], "name", None) == "count"
+    ]
+    return counts[0]
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of every field of a step's batch, [A, B, …]: A micro-batches of B rows."""
     return NamedSharding(mesh, partition(mesh, (None, "batch")))
@@ -126,7 +136,7 @@ def make_train_step(
             **mean_metrics(sums),
             "loss": value,
             "grad_norm": norm,
-            "learning_rate": schedule(state.step),
+            "learning_rate": schedule(_updates(state.opt_state)),
             "skipped": (~finite).astype(jnp.float32),
             "tokens": (batches.segment_ids > 0).sum().astype(jnp.float32),
         }
