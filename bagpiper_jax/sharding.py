@@ -128,7 +128,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     if math.prod(shape) != len(devices):
         raise UserError(f"a mesh of {asked} does not fit the {len(devices)} devices")
     is_tpu = devices[0].platform == "tpu"
-    slices = len({d.slice_index for d in devices}) if is_tpu else 1
+    slices = len({getattr(d, "slice_index", 0) for d in devices}) if is_tpu else 1
     if slices > 1:
         if shape[0] % slices:
             raise UserError(f"mesh axis replica must be a multiple of the {slices} slices")
