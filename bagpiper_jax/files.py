@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -89,11 +90,20 @@ def write_directory(
         write(partial)
         os.replace(partial, path)
     except OSError as e:
-        shutil.rmtree(partial, ignore_errors=True)
+        _discard(partial)
         raise UserError(f"cannot write {path}: {e.strerror or e}") from e
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        _discard(partial)
         raise
+
+
+def _discard(directory: str) -> None:
+    """Removes it, though a thread that was told to stop may still write its last file."""
+    for _ in range(20):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not os.path.exists(directory):
+            return
+        time.sleep(0.1)
 
 
 def check_vacant(path: str | os.PathLike) -> None:

@@ -154,18 +154,27 @@ def _device_loss(shape: HeadShape, with_grad: bool, axes, hidden, head, stream_e
 
 
 def _add_product(total, a, b):
-    """total [V', D] + aᵀ·b, in blocks of rows of a large table: the product is never whole."""
+    """total [V', D] + aᵀ·b, in blocks of rows of a large table: the product is never whole.
+
+    On TPUs the compiler adds while it multiplies, and there is no product to avoid.
+    """
     size = len(total) // _BLOCKS
 
-    def add(start, total):
+    def add(start, total, a, b):
         part = jax.lax.dynamic_slice_in_dim(a, start, size, axis=1)
         part = jnp.einsum("nv,nd->vd", part, b, preferred_element_type=jnp.float32)
         part += jax.lax.dynamic_slice_in_dim(total, start, size)
         return jax.lax.dynamic_update_slice_in_dim(total, part, start, axis=0)
 
-    if len(total) % _BLOCKS or size < _SMALLEST_BLOCK:
+    def at_once(total, a, b):
         return total + jnp.einsum("nv,nd->vd", a, b, preferred_element_type=jnp.float32)
-    return jax.lax.fori_loop(0, _BLOCKS, lambda i, x: add(i * size, x), total)
+
+    def in_blocks(total, a, b):
+        return jax.lax.fori_loop(0, _BLOCKS, lambda i, x: add(i * size, x, a, b), total)
+
+    if len(total) % _BLOCKS or size < _SMALLEST_BLOCK:
+        return at_once(total, a, b)
+    return jax.lax.platform_dependent(total, a, b, tpu=at_once, default=in_blocks)
 
 
 def _summed(axes, x):

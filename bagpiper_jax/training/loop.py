@@ -134,6 +134,8 @@ def train(
         prepare_assets(run, workdir)
     hosts.barrier("assets", names, timeout=240)
     assets = load_assets(workdir)
+    if mesh.size < jax.device_count():
+        print(f"config.mesh: using {mesh.size} of {jax.device_count()} devices", file=sys.stderr)
     model = make_model(run, assets)
     optimizer = make_optimizer(run.optimizer, run.steps)
     source = make_source(run, assets)
@@ -206,10 +208,7 @@ def _devices(run: RunConfig) -> list[jax.Device]:
     devices = jax.devices()
     sizes = dataclasses.astuple(run.mesh)
     asked = math.prod(sizes) if min(sizes) > 0 else len(devices)
-    if jax.process_count() == 1 and asked < len(devices):
-        print(f"config.mesh: using {asked} of {len(devices)} devices", file=sys.stderr)
-        return devices[:asked]
-    return devices
+    return devices[:asked] if jax.process_count() == 1 and asked < len(devices) else devices
 
 
 def _check(run: RunConfig, workdir: str, mesh) -> None:
