@@ -201,7 +201,17 @@ def _silence_doubles() -> None:
 
 
 def _abstract(tree: Any) -> Any:
-    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+    """Shapes to restore into. Those that lie nowhere yet come to one device: the devices they were
+    saved from need not be here."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def placed(leaf):
+        leaf = ocp.utils.to_shape_dtype_struct(leaf)
+        if getattr(leaf, "sharding", None) is not None:
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+
+    return jax.tree.map(placed, tree)
 
 
 def has_checkpoint(workdir: str) -> bool:
