@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import jax
 import numpy as np
@@ -87,6 +88,30 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition(mesh, axes))
+
+
+def on_mesh(function: Callable, inputs, outputs) -> Callable:
+    """The function on every device's part, on the mesh that `jax.set_mesh` has set.
+
+    Args:
+      function: of (axes, *arrays); axes are the names of the mesh's axes, empty without a mesh.
+      inputs, outputs: logical axes of each array; a tuple per array.
+
+    Returns:
+      what takes the arrays.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return partial(function, ())
+    is_axes = lambda x: isinstance(x, tuple) and all(a is None or isinstance(a, str) for a in x)  # noqa: E731
+    specs = lambda tree: jax.tree.map(lambda axes: partition(mesh, axes), tree, is_leaf=is_axes)  # noqa: E731
+    # kernels and custom gradients do not say over which axes results vary, hence no check of that
+    return jax.shard_map(
+        partial(function, tuple(a for a in MESH_AXES if a in mesh.axis_names)),
+        in_specs=specs(inputs),
+        out_specs=specs(outputs),
+        check_vma=False,
+    )
 
 
 def automatic(mesh: Mesh) -> Mesh:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.ops import attention
-from bagpiper_jax.sharding import partition
+from bagpiper_jax.sharding import on_mesh, partition
 
 BACKENDS = ("auto", "xla", "splash", "cudnn")
 
@@ -142,19 +142,15 @@ def cudnn_attention(q, k, v, segment_ids) -> jax.Array:
 
 def _on_each_device(attend, q, k, v, segment_ids):
     """`attend`, on each device of the mesh in context with its rows and its heads."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return attend(q, k, v, segment_ids)
-    spec, rows = partition(mesh, ("batch", None, "heads")), partition(mesh, ("batch",))
-    for axes, size, what in ((spec[0], q.shape[0], "rows"), (spec[2], k.shape[2], "k/v heads")):
-        axes = (axes,) if isinstance(axes, str) else axes or ()
-        if size % math.prod(mesh.shape[axis] for axis in axes):
-            shape = " × ".join(f"{axis} {mesh.shape[axis]}" for axis in axes)
+    mesh, heads, rows = jax.sharding.get_abstract_mesh(), ("batch", None, "heads"), ("batch",)
+    for axis, size, what in (("batch", q.shape[0], "rows"), ("heads", k.shape[2], "k/v heads")):
+        names = partition(mesh, (axis,))[0] or ()
+        names = (names,) if isinstance(names, str) else names
+        if size % math.prod(mesh.shape[name] for name in names):
+            shape = " × ".join(f"{name} {mesh.shape[name]}" for name in names)
             raise UserError(
                 f"the mesh ({shape}) does not divide {size} {what}: "
                 "choose smaller axes or attention backend xla"
             )
-    # the kernels do not say over which axes their results vary, hence no check of that
-    return jax.shard_map(
-        attend, in_specs=(spec, spec, spec, rows), out_specs=spec, check_vma=False
-    )(q, k, v, segment_ids)
+    run = on_mesh(lambda _, *arrays: attend(*arrays), (heads, heads, heads, rows), heads)
+    return run(q, k, v, segment_ids)

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from bagpiper_jax.ops.stream_log_sum_exp import stream_log_sum_exp
-from bagpiper_jax.ops.tables import TABLE_AXES, gather_table, on_mesh, scatter_table
+from bagpiper_jax.ops.tables import TABLE_AXES, gather_table, scatter_table
+from bagpiper_jax.sharding import on_mesh
 
 # of the head's gradient; a block keeps the matrix units busy
 _BLOCKS, _SMALLEST_BLOCK = 8, 4096

@@ -11,28 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from bagpiper_jax.sharding import MESH_AXES, partition
-
-
-def on_mesh(function, inputs, outputs):
-    """The function on every device's part, on the mesh that `jax.set_mesh` has set.
-
-    Args:
-      function: of (axes, *arrays); axes are the names of the mesh's axes, empty without a mesh.
-      inputs, outputs: logical axes of each array; a tuple per array.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return partial(function, ())
-    is_axes = lambda x: isinstance(x, tuple) and all(a is None or isinstance(a, str) for a in x)  # noqa: E731
-    specs = lambda tree: jax.tree.map(lambda axes: partition(mesh, axes), tree, is_leaf=is_axes)  # noqa: E731
-    return jax.shard_map(
-        partial(function, tuple(a for a in MESH_AXES if a in mesh.axis_names)),
-        in_specs=specs(inputs),
-        out_specs=specs(outputs),
-        check_vma=False,
-    )
-
+from bagpiper_jax.sharding import on_mesh
 
 TABLE_AXES = ("vocab", None)
 

@@ -25,13 +25,18 @@ from bagpiper_jax.modeling.config import get_config
 from bagpiper_jax.modeling.flops import StepFlops, step_flops
 from bagpiper_jax.sharding import make_mesh
 from bagpiper_jax.training.chips import Chip, chip_of_topology
-from bagpiper_jax.training.collectives import collectives, compile_with_dump
+from bagpiper_jax.training.collectives import (
+    bytes_by_axis,
+    collectives,
+    compile_with_dump,
+)
 from bagpiper_jax.training.config import RunConfig
 from bagpiper_jax.training.feed import own_rows
 from bagpiper_jax.training.optimizer import learning_rate, make_optimizer
 from bagpiper_jax.training.step import (
+    abstract_state,
     batch_sharding,
-    init_state,
+    make_model,
     make_train_step,
     state_shardings,
 )
@@ -122,20 +127,11 @@ def compile_report(run: RunConfig, topology: str, slices: int = 1) -> dict[str, 
     sharding = batch_sharding(mesh)
     own_rows(sharding, run.data.rows, run.compute.accumulation)  # they can be dealt out evenly
     config = get_config(run.model)
-    model = Bagpiper.abstract(
-        config,
-        dtype=jnp.dtype(run.compute.dtype),
-        remat=run.compute.remat,
-        attention=run.compute.attention,
-    )
+    model = make_model(run)
     optimizer = make_optimizer(run.optimizer, run.steps)
     shapes = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     shardings = state_shardings(mesh, shapes, optimizer, run.frozen)
-    state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(lambda p: init_state(p, optimizer, run.frozen), shapes),
-        shardings,
-    )
+    state = abstract_state(model, optimizer, shardings, run.frozen)
     step = make_train_step(
         model,
         optimizer,
@@ -252,8 +248,9 @@ def _floors(run, chip: Chip, mesh, flops, kinds: Mapping[str, float], ops) -> di
     per_day = run.data.batch_tokens / seconds * 86_400
     return {
         "bytes_sent_by_axes": {
-            "+".join(axes) + (" between slices" if between else ""): sent
-            for (axes, between), sent in _by_axes(ops).items()
+            "+".join(axes) + where: sent
+            for where, between in (("", False), (" between slices", True))
+            for axes, sent in bytes_by_axis(op for op in ops if op.across_slices == between).items()
         },
         "floor_seconds": {"arithmetic": arithmetic, "memory": memory, "network": network},
         "recomputed_flops_per_step": again,
@@ -261,14 +258,6 @@ def _floors(run, chip: Chip, mesh, flops, kinds: Mapping[str, float], ops) -> di
         "tokens_per_day_bound": per_day,
         "days_for_600B_tokens": PRETRAINING_TOKENS / per_day,
     }
-
-
-def _by_axes(ops) -> dict[tuple[tuple[str, ...], bool], float]:
-    totals: dict[tuple[tuple[str, ...], bool], float] = {}
-    for op in ops:
-        key = (op.axes, op.across_slices)
-        totals[key] = totals.get(key, 0.0) + op.sent
-    return totals
 
 
 def _shapes(run: RunConfig) -> dict:

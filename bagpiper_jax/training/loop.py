@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -34,8 +33,10 @@ from bagpiper_jax.training.optimizer import learning_rate, make_optimizer
 from bagpiper_jax.training.speed import Speed
 from bagpiper_jax.training.step import (
     TrainState,
+    abstract_state,
     batch_sharding,
     init_state,
+    make_model,
     make_train_step,
     state_shardings,
 )
@@ -63,17 +64,6 @@ def make_source(run: RunConfig, assets: Assets) -> PackedScenes:
         profile=data.profile,
         mixture=data.mixture,
         cfg_dropout=data.cfg_dropout,
-    )
-
-
-def make_model(run: RunConfig, assets: Assets) -> Bagpiper:
-    """The model of a run, shapes alone."""
-    compute = run.compute
-    return Bagpiper.abstract(
-        assets.config,
-        dtype=jnp.dtype(compute.dtype),
-        remat=compute.remat,
-        attention=compute.attention,
     )
 
 
@@ -136,7 +126,7 @@ def train(
     assets = load_assets(workdir)
     if mesh.size < jax.device_count():
         print(f"config.mesh: using {mesh.size} of {jax.device_count()} devices", file=sys.stderr)
-    model = make_model(run, assets)
+    model = make_model(run)
     optimizer = make_optimizer(run.optimizer, run.steps)
     source = make_source(run, assets)
     with (
@@ -248,11 +238,7 @@ def _start(run: RunConfig, model, optimizer, mesh, checkpoints: Checkpoints, mus
     shapes = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     shardings = state_shardings(mesh, shapes, optimizer, run.frozen)
     if checkpoints.latest_step is not None:
-        abstract = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            jax.eval_shape(lambda p: init_state(p, optimizer, run.frozen), shapes),
-            shardings,
-        )
+        abstract = abstract_state(model, optimizer, shardings, run.frozen)
         params, saved, position = checkpoints.restore(
             abstract.params, {"step": abstract.step, "state": abstract.opt_state}
         )

@@ -14,7 +14,9 @@ from jax.tree_util import DictKey
 
 from bagpiper_jax.input_pipeline.batch import Batch
 from bagpiper_jax.modeling.bagpiper import Bagpiper, mean_metrics, next_rows
+from bagpiper_jax.modeling.config import get_config
 from bagpiper_jax.sharding import parameter_shardings, partition
+from bagpiper_jax.training.config import RunConfig
 from bagpiper_jax.training.optimizer import join, split_frozen
 from bagpiper_jax.trees import dotted, nested, path_name
 
@@ -31,6 +33,29 @@ def init_state(params: dict, optimizer: optax.GradientTransformation, frozen=())
     """State at step 0 from weights."""
     trained, _ = split_frozen(params, frozen)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained))
+
+
+def make_model(run: RunConfig) -> Bagpiper:
+    """The model of a run, shapes alone."""
+    compute = run.compute
+    return Bagpiper.abstract(
+        get_config(run.model),
+        dtype=jnp.dtype(compute.dtype),
+        remat=compute.remat,
+        attention=compute.attention,
+    )
+
+
+def abstract_state(
+    model: Bagpiper, optimizer: optax.GradientTransformation, shardings: TrainState, frozen=()
+) -> TrainState:
+    """Shapes of a state, each with its place; arguments as for `make_train_step`."""
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(lambda p: init_state(p, optimizer, frozen), params),
+        shardings,
+    )
 
 
 def state_shardings(
