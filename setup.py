@@ -22,6 +22,7 @@ CORE = [
 TRAIN = [
     "optax>=0.2.6,<0.3",
     "grain>=0.2.15,<0.3",
+    "msgpack>=1.1,<2",
     "tensorboardX>=2.6.2,<3",  # writes TensorBoard event files without tensorflow
     "tqdm>=4.66,<5",
     "threadpoolctl>=3.5,<4",  # keeps data workers to one thread
@@ -34,6 +35,7 @@ EXTRAS = {
     "train": TRAIN,
     "data": [
         "grain>=0.2.15,<0.3",
+        "msgpack>=1.1,<2",
         "tensorflow-datasets>=4.9.9,<5",
         # rebuild the mini corpus
         "av>=14,<19",
