@@ -1,0 +1,1 @@
+"""From recordings to prepared data sets: sources, checks, codec tokens, shards."""
