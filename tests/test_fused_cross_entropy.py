@@ -86,7 +86,7 @@ def test_values_and_gradients_agree_with_the_plain_form(scale, emb_scale, chunk)
 def test_adversarial_maxima_that_do_not_meet():
     """The offsets vanish where the logits peak: the factorised sum underflows, not the result."""
     logits = jnp.full((3, 2 * 8), -200.0).at[:, 0].set(0.0)
-    offsets = jnp.zeros((1, 16)).at[0, 0].set(-400.0)
+    offsets = jnp.zeros((2, 16)).at[1, 0].set(-400.0)
     want = jax.nn.logsumexp(logits[:, None] + offsets[None], axis=-1)
     got, grads = jax.vjp(stream_log_sum_exp, logits, offsets)
     np.testing.assert_allclose(got, want, rtol=1e-6)

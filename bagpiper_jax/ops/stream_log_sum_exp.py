@@ -2,7 +2,7 @@
 
 The logits of stream k are L + c_k with c_k = W·s_k, the same for every row. So the log-sum-exp
 factorises, Σ_v exp(L_v + c_kv) = Σ_v exp(L_v) · exp(c_kv): the exponentials of the logits are taken
-once and multiplied with a [codec, K−1] matrix. Maxima are taken per stream range on both factors
+once and multiplied with a [codec, K] matrix. Maxima are taken per stream range on both factors
 and the ranges combined in log space; where a sum still vanishes, the plain form is used.
 """
 
@@ -23,9 +23,8 @@ def _factors(logits, offsets, ranges):
     return jnp.exp(split_l - max_l[..., None]), max_l, jnp.exp(split_c - max_c[..., None]), max_c
 
 
-def _factorised(logits, offsets, ranges):
+def _factorised(exp_l, max_l, exp_c, max_c):
     """Log-sum-exp [n, K], and the smallest scaled sum, which tells whether to trust it."""
-    exp_l, max_l, exp_c, max_c = _factors(logits, offsets, ranges)
     sums = jnp.einsum("njr,kjr->nkj", exp_l, exp_c)
     shift = max_l[:, None] + max_c[None]
     # a range whose sum vanished matters only if no other range outweighs what it may have lost
@@ -44,9 +43,9 @@ def stream_log_sum_exp(logits: jax.Array, offsets: jax.Array) -> jax.Array:
     """log Σ_v exp(logits[n, v] + offsets[k, v]) for every row and stream.
 
     Args:
-      logits: float32 [n, Vc], codec range of W·h. Vc is split into K + 1 equal ranges, the
-        streams', for the maxima.
-      offsets: float32 [K, Vc], codec range of W·s_k for the K streams after stream 0.
+      logits: float32 [n, Vc], codec range of W·h. Vc is split into K equal ranges, the streams',
+        for the maxima.
+      offsets: float32 [K, Vc], codec range of W·s_k; zero for stream 0.
 
     Returns:
       float32 [n, K].
@@ -55,18 +54,16 @@ def stream_log_sum_exp(logits: jax.Array, offsets: jax.Array) -> jax.Array:
 
 
 def _forward(logits, offsets):
-    ranges = len(offsets) + 1
-    total, trusted = _factorised(logits, offsets, ranges)
+    factors = _factors(logits, offsets, len(offsets))
+    total, trusted = _factorised(*factors)
     total = jax.lax.cond(trusted, lambda: total, lambda: _plain(logits, offsets))
-    return total, (logits, offsets, total, trusted)
+    return total, (logits, offsets, factors, total, trusted)
 
 
 def _backward(saved, grad):
-    logits, offsets, total, trusted = saved
-    ranges = len(offsets) + 1
+    logits, offsets, (exp_l, max_l, exp_c, max_c), total, trusted = saved
 
     def factorised():
-        exp_l, max_l, exp_c, max_c = _factors(logits, offsets, ranges)
         # softmax = exp_l · exp_c · scale; the scale may be large only where the others are small
         scale = jnp.exp(max_l[:, None] + max_c[None] - total[..., None])
         weighted = grad[..., None] * scale
