@@ -28,6 +28,8 @@ ROWS, LENGTH, WINDOWS = 8, 64, 4
 SCHEDULE = optax.constant_schedule(1e-2)
 # a large eps: Adam divides the rounding of tiny gradients by itself
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(SCHEDULE, eps=1e-3))
+# its state is the last gradients, and the weights stay
+GRADIENTS = optax.chain(optax.trace(decay=0.0), optax.scale_by_learning_rate(lambda _: 0.0))
 
 
 @pytest.fixture(scope="module")
@@ -100,22 +102,35 @@ def assert_same(ours, theirs, tolerance=1e-5):
         np.testing.assert_allclose(mine, params[path], rtol=tolerance, atol=tolerance, err_msg=path)
 
 
-@pytest.mark.parametrize(
-    "sizes,micro_batches",
-    [
-        (None, 4),
-        ({"fsdp": 8}, 1),
-        ({"fsdp": 4, "tensor": 2}, 1),
-        ({"replica": 2, "fsdp": 4}, 1),
-        ({"replica": 2, "fsdp": 2, "tensor": 2}, 2),
-    ],
-)
+MESHES = [
+    (None, 4),
+    ({"fsdp": 8}, 1),
+    ({"fsdp": 4, "tensor": 2}, 1),
+    ({"replica": 2, "fsdp": 4}, 1),
+    ({"replica": 2, "fsdp": 2, "tensor": 2}, 2),
+]
+
+
+@pytest.mark.parametrize("sizes,micro_batches", MESHES)
 def test_the_step_does_not_depend_on_the_mesh(run, alone, sizes, micro_batches):
     """Loss, metrics, gradient norm and the weights after two steps (fp32, 1e-5)."""
     assert_same(run(sizes, micro_batches), alone)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("sizes,micro_batches", MESHES)
+def test_gradients_do_not_depend_on_the_mesh(run, sizes, micro_batches):
+    """Of every parameter, head and stream embeddings included, to 1e-5 of its largest."""
+    ours, theirs = (
+        dotted(jax.device_get(run(*case, optimizer=GRADIENTS)[0].opt_state[0].trace))
+        for case in ((sizes, micro_batches), ())
+    )
+    for path, wanted in theirs.items():
+        largest = np.abs(wanted).max()
+        assert largest > 0, path
+        np.testing.assert_allclose(ours[path], wanted, rtol=0, atol=1e-5 * largest, err_msg=path)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full", "offload"])
 def test_what_is_computed_again_is_the_same(run, alone, remat):
     assert_same(run(remat=remat), alone)
 

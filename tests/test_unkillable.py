@@ -17,6 +17,7 @@ from bagpiper_jax.trees import dotted
 
 pytestmark = pytest.mark.slow
 LONG = [*TINY, "--config.steps=60", "--config.save_every=1", "--config.log_every=1"]
+AXES = ("replica", "fsdp", "tensor")
 POD = os.path.join(os.path.dirname(CONFIG), "local_pod.py")
 
 
@@ -46,26 +47,29 @@ def undisturbed(finished, environment, tmp_path_factory):
     return workdir
 
 
+def start_and_kill(arguments, environment, log, moments):
+    """Starts a run, waits for a step, and kills it a moment later."""
+    before = os.path.getsize(log) if os.path.exists(log) else 0
+    process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if os.path.exists(log) and os.path.getsize(log) > before:  # a step is done: it saves
+            break
+        time.sleep(0.01)
+    time.sleep(moments.uniform(0, 0.5))
+    assert process.poll() is None, "it ended, or failed, before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
 def test_twenty_kills(undisturbed, environment, tmp_path):
     """SIGKILL at random moments of a run that saves all the time; then it ends, bit by bit."""
     workdir = str(tmp_path / "run")
     copy_assets(undisturbed, workdir)
     moments = random.Random(0)
     log = os.path.join(workdir, "metrics.jsonl")
-    kills = 0
-    while kills < 20:
-        before = os.path.getsize(log) if os.path.exists(log) else 0
-        process = subprocess.Popen(command(workdir), env=environment, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 300
-        while process.poll() is None and time.monotonic() < deadline:
-            if os.path.exists(log) and os.path.getsize(log) > before:  # a step is done: it saves
-                break
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.5))
-        assert process.poll() is None, "it ended, or failed, before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
+    for _ in range(20):
+        start_and_kill(command(workdir), environment, log, moments)
     subprocess.run(command(workdir), env=environment, check=True, stderr=subprocess.DEVNULL)
     ours, theirs = weights(workdir), weights(undisturbed)
     for path in theirs:
@@ -73,6 +77,31 @@ def test_twenty_kills(undisturbed, environment, tmp_path):
     with open(log, encoding="utf-8") as f:  # every batch once, and in its place
         assert [json.loads(line)["step"] for line in f] == list(range(1, 61))
     assert losses(workdir) == losses(undisturbed)
+
+
+def test_kills_and_other_meshes(undisturbed, environment, tmp_path):
+    """Each start on another mesh, or with other micro-batches: the same weights to 1e-5."""
+    # a large eps: Adam divides the rounding of tiny gradients by itself
+    gentle = ["--config.optimizer.eps=1e-3", "--config.optimizer.peak_lr=1e-3"]
+    alone, workdir = str(tmp_path / "alone"), str(tmp_path / "run")
+    for place in (alone, workdir):
+        copy_assets(undisturbed, place)
+    subprocess.run(command(alone, *gentle), env=environment, check=True, stderr=subprocess.DEVNULL)
+    mesh = lambda r, f, t: [f"--config.mesh.{a}={n}" for a, n in zip(AXES, (r, f, t), strict=True)]  # noqa: E731
+    moments = random.Random(1)
+    log = os.path.join(workdir, "metrics.jsonl")
+    halves = "--config.compute.accumulation=2"
+    for change in (mesh(2, 1, 4), mesh(1, 2, 1), [*mesh(1, 1, 4), halves]):
+        start_and_kill(command(workdir, *gentle, *change), environment, log, moments)
+    last = command(workdir, *gentle, *mesh(1, 1, 1))
+    subprocess.run(last, env=environment, check=True, stderr=subprocess.DEVNULL)
+    ours, theirs, start = weights(workdir), weights(alone), weights(undisturbed)
+    for path in theirs:
+        np.testing.assert_allclose(ours[path], theirs[path], rtol=0, atol=1e-5, err_msg=path)
+    moved = max(np.abs(theirs[path] - start[path]).max() for path in theirs)
+    assert moved > 1e-3  # they do not agree by standing still
+    with open(log, encoding="utf-8") as f:
+        assert [json.loads(line)["step"] for line in f] == list(range(1, 61))
 
 
 def test_two_processes_are_one_run(undisturbed, environment, tmp_path):

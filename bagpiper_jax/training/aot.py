@@ -23,7 +23,6 @@ from bagpiper_jax.log_mel import NUM_MELS, WINDOW_FRAMES
 from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.config import get_config
 from bagpiper_jax.modeling.flops import StepFlops, step_flops
-from bagpiper_jax.sharding import make_mesh
 from bagpiper_jax.training.chips import Chip, chip_of_topology
 from bagpiper_jax.training.collectives import (
     bytes_by_axis,
@@ -38,6 +37,7 @@ from bagpiper_jax.training.step import (
     batch_sharding,
     make_model,
     make_train_step,
+    run_mesh,
     state_shardings,
 )
 from bagpiper_jax.trees import dotted
@@ -120,10 +120,7 @@ def compile_report(run: RunConfig, topology: str, slices: int = 1) -> dict[str, 
     """
     chip = chip_of_topology(topology)
     devices = topology_devices(topology, slices)
-    sizes = dataclasses.asdict(run.mesh)
-    if slices > 1 and sizes["replica"] == 1:
-        sizes["replica"] = slices
-    mesh = make_mesh(sizes, devices)
+    mesh = run_mesh(run, devices, slices)
     sharding = batch_sharding(mesh)
     own_rows(sharding, run.data.rows, run.compute.accumulation)  # they can be dealt out evenly
     config = get_config(run.model)
@@ -314,11 +311,10 @@ def largest_batch(run: RunConfig, topology: str, slices: int, progress=print) ->
       UserError: not even one fits.
     """
     data = run.data
-    devices = topology_devices(topology, slices)
-    tensor, fits = max(run.mesh.tensor, 1), 0
-    rows = 1
+    mesh = run_mesh(run, topology_devices(topology, slices), slices)
+    groups = mesh.size // mesh.shape["tensor"]
+    fits, rows = 0, 1
     while True:
-        groups = len(devices) // tensor
         wider = dataclasses.replace(
             run,
             data=dataclasses.replace(data, batch_tokens=rows * groups * data.length),

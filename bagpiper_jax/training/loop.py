@@ -23,7 +23,7 @@ from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.config import get_config
 from bagpiper_jax.porting.runs import is_run
 from bagpiper_jax.release import Assets, load_assets, read_config, weight_shapes
-from bagpiper_jax.sharding import make_mesh, parameter_shardings
+from bagpiper_jax.sharding import parameter_shardings
 from bagpiper_jax.store import Checkpoints, has_checkpoint
 from bagpiper_jax.training import feed, hosts
 from bagpiper_jax.training.assets import prepare_assets
@@ -38,6 +38,7 @@ from bagpiper_jax.training.step import (
     init_state,
     make_model,
     make_train_step,
+    run_mesh,
     state_shardings,
 )
 from bagpiper_jax.trees import dotted, nested
@@ -113,7 +114,7 @@ def train(
       UserError: bad settings, a workdir of another run, a checkpoint that cannot be written, or a
         training that diverged.
     """
-    mesh = make_mesh(dataclasses.asdict(run.mesh), _devices(run))
+    mesh = run_mesh(run, _devices(run))
     sharding = batch_sharding(mesh)
     rows, micro_batches = run.data.rows, run.compute.accumulation
     mine = feed.own_rows(sharding, rows, micro_batches)
@@ -206,8 +207,6 @@ def _check(run: RunConfig, workdir: str, mesh) -> None:
     if not run.data.corpus:
         raise UserError("config key data.corpus: name the corpus to train on")
     load_corpus(run.data.corpus)
-    if run.data.length % mesh.shape["tensor"]:
-        raise UserError("config key mesh.tensor must be a divisor of data.length")
     wanted = get_config(run.model)
     optimizer = make_optimizer(run.optimizer, run.steps)
     state_shardings(mesh, weight_shapes(wanted), optimizer, run.frozen)

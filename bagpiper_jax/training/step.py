@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,10 +13,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
 
+from bagpiper_jax.errors import UserError
 from bagpiper_jax.input_pipeline.batch import Batch
 from bagpiper_jax.modeling.bagpiper import Bagpiper, mean_metrics, next_rows
 from bagpiper_jax.modeling.config import get_config
-from bagpiper_jax.sharding import parameter_shardings, partition
+from bagpiper_jax.sharding import make_mesh, parameter_shardings, partition
 from bagpiper_jax.training.config import RunConfig
 from bagpiper_jax.training.optimizer import join, split_frozen
 from bagpiper_jax.trees import dotted, nested, path_name
@@ -90,6 +92,21 @@ def _updates(opt_state: Any) -> jax.Array:
         if getattr(path[-1], "name", None) == "count"
     ]
     return counts[0]
+
+
+def run_mesh(run: RunConfig, devices: Sequence[jax.Device], slices: int = 1) -> Mesh:
+    """The mesh of a run; of several slices each is a replica, where `mesh.replica` is 1.
+
+    Raises:
+      UserError: it does not fit the devices, or `mesh.tensor` does not divide the rows' length.
+    """
+    sizes = dataclasses.asdict(run.mesh)
+    if slices > 1 and sizes["replica"] == 1:
+        sizes["replica"] = slices
+    mesh = make_mesh(sizes, devices)
+    if run.data.length % mesh.shape["tensor"]:
+        raise UserError("config key mesh.tensor must be a divisor of data.length")
+    return mesh
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
