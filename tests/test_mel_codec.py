@@ -122,6 +122,25 @@ def test_more_books_come_closer(codec, held_out):
     assert errors == sorted(errors, reverse=True) and errors[-1] < 0.4 * errors[0]
 
 
+def test_the_filter_brings_unseen_frames_closer(codec, held_out):
+    bare = MelCodec(codec.books, codec.mean, codec.scale, codec.floor)
+    errors = [
+        np.mean([np.square(c.dequantize(c.encode(w)) - log_mel(w)).mean() for w in held_out])
+        for c in (codec, bare)
+    ]
+    assert errors[0] < 0.97 * errors[1]
+    np.testing.assert_array_equal(codec.encode(held_out[0]), bare.encode(held_out[0]))
+
+
+def test_files_of_the_form_without_a_filter_load(codec, held_out, tmp_path):
+    path = tmp_path / "codec.npz"
+    arrays = {name: getattr(codec, name) for name in ("books", "mean", "scale", "floor")}
+    np.savez(path, format="bagpiper-mel-rvq-2", **arrays)
+    loaded = MelCodec.load(path)
+    assert loaded.filter is None
+    np.testing.assert_array_equal(loaded.encode(held_out[1]), codec.encode(held_out[1]))
+
+
 def test_louder_input_decodes_louder(codec, held_out):
     steps = []
     for wav in held_out:  # both gains lie inside the 6 dB either way that the fit hears
@@ -138,6 +157,7 @@ def test_fit_is_reproducible_and_reports_progress(fitting_clips):
     )
     second = MelCodec.fit(fitting_clips[:6], num_books=2, codebook_size=16, seed=4)
     np.testing.assert_array_equal(first.books, second.books)
+    np.testing.assert_array_equal(first.filter, second.filter)
     assert seen == [(1, 2), (2, 2)]
 
 
@@ -145,14 +165,15 @@ def test_files_round_trip_exactly(codec, held_out, tmp_path):
     path = tmp_path / "codec.npz"
     codec.save(path)
     loaded = MelCodec.load(path)
-    for name in ("books", "mean", "scale"):
+    for name in ("books", "mean", "scale", "filter"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(codec, name))
     np.testing.assert_array_equal(loaded.encode(held_out[1]), codec.encode(held_out[1]))
 
 
 def test_a_full_size_file_stays_under_a_megabyte(tmp_path):
     books = np.random.default_rng(0).normal(size=(8, 256, 128)).astype(np.float16)
-    MelCodec(books, np.zeros(128), np.ones(128)).save(tmp_path / "codec.npz")
+    filter = 0.01 * books[:5, :128]
+    MelCodec(books, np.zeros(128), np.ones(128), filter=filter).save(tmp_path / "codec.npz")
     assert (tmp_path / "codec.npz").stat().st_size < 1_000_000
 
 

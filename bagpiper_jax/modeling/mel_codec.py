@@ -5,6 +5,8 @@ decoding goes through `vocoder` (JAX), imported on first use.
 
 A frame is 128 log-mel values of a 1,024-sample window, 50 frames a second. Book 1 quantises the
 frame, each further book what the books before it left (residual k-means; Juang and Gray, 1982).
+Decoding adds what the codes of a frame and its neighbours tell of what the books left, a linear
+filter fitted by least squares: neighbouring frames overlap, and their errors differ.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,7 +27,9 @@ MELS = 128
 # is one floor, so no code is spent on how silent a silence is.
 FLOOR = 3e-4
 
-FORMAT = "bagpiper-mel-rvq-2"
+FORMAT = "bagpiper-mel-rvq-3"
+_WITHOUT_FILTER = "bagpiper-mel-rvq-2"
+REACH = 2  # frames before and after that the filter sees
 LLOYD_STEPS = 20
 SEED_FRAMES = 16_384
 
@@ -112,6 +116,12 @@ def kmeans(
     return centers
 
 
+def _neighbours(frames: np.ndarray) -> np.ndarray:
+    """Each frame with REACH before and after it; the ends repeat: [T, M] → [T, (2 REACH + 1) M]."""
+    padded = np.pad(frames, ((REACH, REACH), (0, 0)), mode="edge")
+    return np.concatenate([padded[i : i + len(frames)] for i in range(2 * REACH + 1)], axis=1)
+
+
 def _checked(wav: np.ndarray) -> np.ndarray:
     wav = np.asarray(wav)
     if wav.ndim != 1 or wav.size == 0 or not np.issubdtype(wav.dtype, np.floating):
@@ -133,6 +143,8 @@ class MelCodec:
         mean: float32 [128], the log-mel mean over the fitting audio.
         scale: float32 [128], one normalised unit in log-mel units (nepers), per bin.
         floor: float32 [], added to mel magnitudes before the logarithm.
+        filter: float16 [2 · REACH + 1, 128, 128], what is added to a frame for each of its
+            neighbours, in normalised units; None for nothing.
     """
 
     sample_rate = SAMPLE_RATE
@@ -140,12 +152,18 @@ class MelCodec:
     frame_rate = SAMPLE_RATE / HOP
 
     def __init__(
-        self, books: np.ndarray, mean: np.ndarray, scale: np.ndarray, floor: float = FLOOR
+        self,
+        books: np.ndarray,
+        mean: np.ndarray,
+        scale: np.ndarray,
+        floor: float = FLOOR,
+        filter: np.ndarray | None = None,
     ):
         self.books = np.asarray(books, np.float16)
         self.mean = np.asarray(mean, np.float32)
         self.scale = np.asarray(scale, np.float32)
         self.floor = np.float32(floor)
+        self.filter = None if filter is None else np.asarray(filter, np.float16)
         self._books = self.books.astype(np.float32)
 
     @property
@@ -199,7 +217,28 @@ class MelCodec:
             residual -= book[_nearest(residual, book)]
             if progress is not None:
                 progress(k + 1, num_books)
-        return cls(books, mean, scale)
+        codec = cls(books, mean, scale)
+        codec.fit_filter(features)
+        return codec
+
+    def fit_filter(self, features: Iterable[np.ndarray], ridge: float = 1e-4) -> None:
+        """Fits the filter to clips' log-mel frames, float32 [T, 128] each; the codes stay.
+
+        Args:
+            features: of `log_mel`.
+            ridge: weight of the filter's square, per frame.
+        """
+        size = (2 * REACH + 1) * MELS
+        square, product, frames = np.zeros((size, size)), np.zeros((size, MELS)), 0
+        for clip in features:
+            target = (clip - self.mean) / self.scale
+            found = self._sum(self._quantize(target))
+            seen = _neighbours(found)
+            square += seen.T @ seen
+            product += seen.T @ (target - found)
+            frames += len(clip)
+        square += ridge * frames * np.eye(size)
+        self.filter = np.linalg.solve(square, product).reshape(-1, MELS, MELS).astype(np.float16)
 
     def encode(self, wav: np.ndarray) -> np.ndarray:
         """Codes of one clip: float [S] → int32 [ceil(S / 320), K].
@@ -207,17 +246,26 @@ class MelCodec:
         Raises:
             UserError: the clip is empty, not mono, not of a float type, or not finite.
         """
-        residual = (log_mel(_checked(wav), self.floor) - self.mean) / self.scale
+        return self._quantize((log_mel(_checked(wav), self.floor) - self.mean) / self.scale)
+
+    def _quantize(self, normalised: np.ndarray) -> np.ndarray:
+        residual = normalised.copy()
         codes = np.empty((len(residual), len(self._books)), np.int32)
         for k, book in enumerate(self._books):
             codes[:, k] = _nearest(residual, book)
             residual -= book[codes[:, k]]
         return codes
 
+    def _sum(self, codes: np.ndarray) -> np.ndarray:
+        normalised = np.zeros((len(codes), MELS), np.float32)
+        for k in range(codes.shape[1]):
+            normalised += self._books[k][codes[:, k]]
+        return normalised
+
     def dequantize(self, codes: np.ndarray) -> np.ndarray:
         """Log-mel frames that the codes stand for: int [T, K'] → float32 [T, 128].
 
-        K' ≤ K: leaving out the last streams gives a coarser spectrum.
+        K' ≤ K: leaving out the last streams gives a coarser spectrum, without the filter.
 
         Raises:
             UserError: a wrong shape, or a code outside [0, codebook size).
@@ -230,9 +278,10 @@ class MelCodec:
             raise UserError(f"codes must be integers, got {codes.dtype}")
         if codes.size and not (0 <= codes.min() and codes.max() < size):
             raise UserError(f"codes must lie in [0, {size}), got {codes.min()} to {codes.max()}")
-        normalised = np.zeros((len(codes), MELS), np.float32)
-        for k in range(codes.shape[1]):
-            normalised += self._books[k][codes[:, k]]
+        normalised = self._sum(codes)
+        if self.filter is not None and len(codes) and codes.shape[1] == books:
+            weights = self.filter.astype(np.float32).reshape(-1, MELS)
+            normalised += _neighbours(normalised) @ weights
         return normalised * self.scale + self.mean
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
@@ -253,6 +302,7 @@ class MelCodec:
                 mean=self.mean,
                 scale=self.scale,
                 floor=self.floor,
+                filter=np.zeros(0, np.float16) if self.filter is None else self.filter,
             )
 
     @classmethod
@@ -265,16 +315,19 @@ class MelCodec:
         try:
             with np.load(path, allow_pickle=False) as file:
                 form, *parts = (file[n] for n in ("format", "books", "mean", "scale", "floor"))
+                added = file["filter"] if str(form) == FORMAT else np.zeros(0, np.float16)
         except FileNotFoundError:
             raise UserError(f"{path}: no such codec file") from None
         except Exception as error:  # NumPy, zipfile and zlib raise a dozen kinds on damaged bytes
             raise UserError(
                 f"{path}: not a readable codec file ({type(error).__name__}); fit and save it again"
             ) from None
-        if str(form) != FORMAT:
+        if str(form) not in (FORMAT, _WITHOUT_FILTER):
             raise UserError(f"{path}: codec format {form} is not {FORMAT}; fit it again")
         books, mean, scale, floor = parts
         shapes = books.shape[2:] == mean.shape == scale.shape == (MELS,) and floor.shape == ()
-        if not shapes or not all(p.dtype.kind == "f" and np.isfinite(p).all() for p in parts):
+        shapes &= added.shape in ((0,), (2 * REACH + 1, MELS, MELS))
+        sound = all(p.dtype.kind == "f" and np.isfinite(p).all() for p in (*parts, added))
+        if not shapes or not sound:
             raise UserError(f"{path}: the codec's arrays are damaged; fit and save it again")
-        return cls(books, mean, scale, floor)
+        return cls(books, mean, scale, floor, added if added.size else None)
