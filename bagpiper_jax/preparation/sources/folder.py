@@ -25,7 +25,7 @@ from bagpiper_jax.preparation.sources.limits import AUDIO_SUFFIXES, PART_FILES, 
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """Recordings in nested folders; `a.wav` takes its caption from `a.txt`, its fields from `a.json`.
+    """Recordings in nested folders; `a.txt` has the caption of `a.wav`, or `a.json` its fields.
 
     A recording with neither is an item without caption. Ids are paths within the folder. Every
     other file is damaged, but for those whose names begin with a dot. Folders that are links are

@@ -49,7 +49,7 @@ class JsonLines:
     defaults: Defaults = Defaults()
 
     def parts(self) -> list[str]:
-        """`NUMBER:FILE#OFFSET`, the lines that begin in `PART_BYTES` from there; gzip is one part."""
+        """`NUMBER:FILE#OFFSET`, lines that begin in `PART_BYTES` from there; gzip is one part."""
         parts = []
         for number, path in enumerate(self.files):
             try:
