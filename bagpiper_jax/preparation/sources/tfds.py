@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -95,12 +95,9 @@ class TfdsSet:
             if len(value) > MAX_AUDIO_BYTES:
                 raise BadEntry(f"the recording has {len(value)} bytes: it is too large")
             return (embedded_audio(value),)
-        feature = self._features().get(name)
+        feature = self._open().dataset_info.features[name]
         rate = int(getattr(feature, "sample_rate", None) or self.sample_rate)
         return (embedded_audio(_as_wav(np.asarray(value), rate)),)
-
-    def _features(self) -> Mapping[str, Any]:
-        return self._open().dataset_info.features
 
     def _open(self):
         return _data_source(self.dataset, self.split, self.data_dir)

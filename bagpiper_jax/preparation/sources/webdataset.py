@@ -31,7 +31,7 @@ from bagpiper_jax.preparation.sources.limits import (
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _CAPTIONS = (".txt", ".text", ".caption", ".transcript")
 _END = tarfile.NUL * tarfile.BLOCKSIZE
-_PADDING = 1 << 20  # more than tar fills up with
+_PADDING = 64 << 10  # more than tar fills up with
 _UNREADABLE = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError)
 
 
