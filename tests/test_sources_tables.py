@@ -1,4 +1,4 @@
-"""Parquet, WebDataset tars and TFDS data sets."""
+"""Parquet and WebDataset tars."""
 
 import io
 import json
@@ -6,31 +6,19 @@ import subprocess
 import sys
 import tarfile
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import soundfile
+from source_files import audio_file, read_all
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.preparation.item import Damaged, Item
-from bagpiper_jax.preparation.sources import open_source, parquet, tfds, webdataset
+from bagpiper_jax.preparation.sources import open_source, parquet, webdataset
 
 AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # datasets.Audio
 
 
-def audio_file(seed=0, kind="FLAC", seconds=0.1, rate=16_000):
-    file = io.BytesIO()
-    wav = np.random.default_rng(seed).normal(0, 0.1, int(seconds * rate))
-    soundfile.write(file, wav, rate, format=kind)
-    return file.getvalue()
-
-
 A, B = audio_file(1), audio_file(2, "WAV", rate=44_100)
-
-
-def read_all(source):
-    return [entry for part in source.parts() for entry in source.read(part)]
 
 
 def write_table(path, columns, **options):
@@ -182,7 +170,8 @@ SAMPLES = [
 )
 def test_members_of_one_key_are_one_entry(tmp_path, name, mode):
     one, two = read_all(write_tar(tmp_path / name, SAMPLES, mode))
-    assert (one.id, one.caption, one.domain, one.audios[0].data) == ("s/000", "One.", "music", A)
+    assert (one.id, one.caption, one.domain) == (f"{name}:s/000", "One.", "music")
+    assert one.audios[0].data == A
     assert one.provenance == {
         "source": "t",
         "file": name,
@@ -190,7 +179,17 @@ def test_members_of_one_key_are_one_entry(tmp_path, name, mode):
         "not_read": "cls",
         "fields": {"bpm": 90},
     }
-    assert (two.id, two.caption, two.audios[0].data) == ("s/001", "Two.", B)
+    assert (two.id, two.caption, two.audios[0].data) == (f"{name}:s/001", "Two.", B)
+
+
+def test_keys_that_recur_in_other_tars(tmp_path):
+    for name in ("a/0.tar", "b/0.tar"):
+        (tmp_path / name).parent.mkdir()
+        write_tar(tmp_path / name, SAMPLES)
+    found = read_all(open_source(f"{tmp_path}/*/0.tar"))
+    assert [item.id for item in found] == [
+        f"{tar}:s/00{n}" for tar in ("a/0.tar", "b/0.tar") for n in range(2)
+    ]
 
 
 def test_dialogues_in_a_tar(tmp_path):
@@ -239,7 +238,7 @@ def test_damaged_entries_of_a_tar(tmp_path, monkeypatch):
         tar.addfile(folder)
     found = read_all(open_source(str(path)))
     told = {e.id: e.reason for e in found if isinstance(e, Damaged)}
-    assert [e.id for e in found if isinstance(e, Item)] == ["good", "other"]
+    assert [e.id for e in found if isinstance(e, Item)] == ["t.tar:good", "t.tar:other"]
     reasons = {
         "t.tar:alone": "no audio",
         "t.tar:broken": "no JSON",
@@ -249,9 +248,8 @@ def test_damaged_entries_of_a_tar(tmp_path, monkeypatch):
         "t.tar:text": "UTF-8",
         "t.tar:link": "link",
         "t.tar:twice": "empty",
-        "good@8": "has the id good",
+        "t.tar:good@8": "has the id t.tar:good",
     }
-    told = {("t.tar:alone" if k == "alone" else k): v for k, v in told.items()}
     assert set(told) == set(reasons)
     for name, reason in reasons.items():
         assert reason in told[name]
@@ -299,94 +297,3 @@ def test_an_enormous_header_costs_no_memory(tmp_path):
             "assert len(found) == 1 and 'reason' in vars(found[0]), found"
         )
         subprocess.run([sys.executable, "-c", code, str(tmp_path / "t.tar")], check=True)
-
-
-@pytest.fixture(scope="module")
-def tfds_dir(tmp_path_factory):
-    """A data set with files, one with waveforms; both as ArrayRecord."""
-    import tensorflow_datasets as library
-
-    features = library.features
-    common = {"id": features.Text(), "caption": features.Text()}
-
-    class Base(library.core.ShardBasedBuilder, skip_registration=True):
-        VERSION = library.core.Version("1.0.0")
-        FEATURES = {}
-
-        def _info(self):
-            made = features.FeaturesDict(self.FEATURES)
-            return library.core.DatasetInfo(builder=self, features=made)
-
-        def _shard_iterators_per_split(self, dl_manager):
-            return {"train": [lambda s=s: self.examples(s) for s in range(2)]}
-
-    class FileSet(Base, skip_registration=True):
-        FEATURES = {
-            "id": features.Text(),
-            "audio": features.Tensor(shape=(), dtype=np.str_),
-            "captions": features.Sequence(features.Text()),
-            "domain": features.Text(),
-            "notes": features.Text(),
-        }
-
-        def examples(self, shard):
-            for n in range(3):
-                texts = [f"{shard}{n}"] if n else ["first", "second"]
-                audio = A if n < 2 else b""
-                own = {"id": f"{shard}-{n}", "audio": audio, "captions": texts}
-                yield own["id"], {**own, "domain": "sound", "notes": "{}"}
-
-    class WaveSet(Base, skip_registration=True):
-        FEATURES = common | {"speech": features.Tensor(shape=(None,), dtype=np.int64)}
-
-        def examples(self, shard):
-            for n in range(2):
-                wave = np.arange(-100, 100 + n, dtype=np.int64)
-                yield n, {"id": f"{shard}{n}", "caption": "Up.", "speech": wave}
-
-    folder = tmp_path_factory.mktemp("tfds")
-    for made in (FileSet, WaveSet):
-        made(data_dir=folder, file_format="array_record").download_and_prepare()
-    return folder
-
-
-def test_tfds_by_name(tfds_dir, monkeypatch):
-    source = open_source({"kind": "tfds", "path": "file_set", "data_dir": str(tfds_dir)})
-    found = read_all(source)
-    names = [f"{s}-{n}" for s in range(2) for n in ("0.0", "0.1", "1", "2")]
-    assert [entry.id for entry in found] == names
-    assert [e.caption for e in found[:3]] == ["first", "second", "01"]
-    assert found[0].audios[0].data == A and found[0].domain == "sound"
-    assert found[0].provenance["example"] == 0 and found[1].provenance["dataset"] == "file_set"
-    assert isinstance(found[3], Damaged) and "empty" in found[3].reason
-    monkeypatch.setattr(tfds, "PART_EXAMPLES", 4)
-    assert source.parts() == ["train#0", "train#4"] and read_all(source) == found
-
-
-def test_tfds_by_folder_and_waveforms(tfds_dir):
-    folder = str(tfds_dir / "wave_set" / "1.0.0")
-    found = read_all(open_source({"path": folder, "sample_rate": 8000, "split": "train[:75%]"}))
-    assert [entry.id for entry in found] == ["00", "01", "10"]
-    wav, rate = soundfile.read(io.BytesIO(found[1].audios[0].data), dtype="int16")
-    assert rate == 8000 and wav.tolist() == list(range(-100, 101))
-    (damaged, *_) = read_all(open_source(folder))
-    assert "sample_rate" in damaged.reason
-
-
-def test_tfds_that_is_not_there(tfds_dir):
-    base = {"kind": "tfds", "data_dir": str(tfds_dir)}
-    with pytest.raises(UserError, match="cannot be opened"):
-        open_source({**base, "path": "no_such_set"}).parts()
-    with pytest.raises(UserError, match="no split test: it has train"):
-        open_source({**base, "path": "file_set", "split": "test"}).parts()
-
-
-def test_tfds_needs_no_tensorflow(tfds_dir):
-    code = (
-        "import sys; from bagpiper_jax.preparation.sources import open_source;"
-        "s = open_source({'kind': 'tfds', 'path': 'file_set', 'data_dir': sys.argv[1]});"
-        "assert sum(1 for p in s.parts() for e in s.read(p)) == 8;"
-        "loaded = {'jax', 'torch', 'tensorflow'} & set(sys.modules);"
-        "sys.exit(str(loaded) if loaded else 0)"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tfds_dir)], check=True)

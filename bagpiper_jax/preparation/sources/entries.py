@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -133,6 +134,13 @@ def make_item(
         return Damaged(entry_id, str(e))
 
 
+def labels(files: Sequence[str]) -> list[str]:
+    """Names of files that tell them apart: paths within the folder that holds them all."""
+    folders = [os.path.dirname(os.path.abspath(path)) for path in files]
+    common = os.path.commonpath(folders) if folders else ""
+    return [os.path.relpath(os.path.abspath(path), common) for path in files]
+
+
 def local_audio(root: str, folder: str, name: Any, *, absolute: bool = False) -> Audio:
     """The recording at a path that a stranger wrote.
 
@@ -155,7 +163,7 @@ def local_audio(root: str, folder: str, name: Any, *, absolute: bool = False) ->
     try:
         path = os.path.join(folder, name)
         real = os.path.realpath(path)
-        inside = os.path.commonpath([real, os.path.realpath(root)]) == os.path.realpath(root)
+        inside = os.path.commonpath([real, _real(root)]) == _real(root)
         if not inside and not is_absolute:
             raise BadEntry(f"the audio {_short(name)} lies outside of the source's folder {root}")
         found = os.stat(real)
@@ -167,6 +175,11 @@ def local_audio(root: str, folder: str, name: Any, *, absolute: bool = False) ->
     if found.st_size == 0:
         raise BadEntry(f"the audio {_short(name)} is empty")
     return Audio(path=real)
+
+
+@functools.lru_cache(maxsize=64)  # each realpath asks the disk about every folder on the way
+def _real(root: str) -> str:
+    return os.path.realpath(root)
 
 
 def embedded_audio(data: bytes, name: str = "the audio") -> Audio:

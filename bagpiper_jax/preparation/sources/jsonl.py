@@ -15,6 +15,7 @@ from bagpiper_jax.preparation.item import Audio, Damaged, Item
 from bagpiper_jax.preparation.sources.entries import (
     BadEntry,
     Defaults,
+    labels,
     local_audio,
     make_item,
     parse_json,
@@ -51,33 +52,33 @@ class JsonLines:
     def parts(self) -> list[str]:
         """`NUMBER:FILE#OFFSET`, lines that begin in `PART_BYTES` from there; gzip is one part."""
         parts = []
-        for number, path in enumerate(self.files):
+        for number, (path, name) in enumerate(zip(self.files, labels(self.files), strict=True)):
             try:
                 size = os.path.getsize(path)
             except OSError as e:
                 raise UserError(f"source {self.name}: cannot read {path}: {e.strerror}") from e
             step = size + 1 if path.endswith(".gz") else PART_BYTES
-            name = os.path.basename(path)
             parts += [f"{number}:{name}#{start}" for start in range(0, max(size, 1), step)]
         return parts
 
     def read(self, part: str) -> Iterator[Item | Damaged]:
         """The entries of a part, line by line."""
         number, rest = part.split(":", 1)
-        path, start = self.files[int(number)], int(rest.rsplit("#", 1)[1])
-        return unique(self._entries(path, start))
+        name, start = rest.rsplit("#", 1)
+        return unique(self._entries(self.files[int(number)], name, int(start)))
 
-    def _entries(self, path: str, start: int) -> Iterator[Item | Damaged]:
-        name, offset = os.path.basename(path), start
+    def _entries(self, path: str, name: str, start: int) -> Iterator[Item | Damaged]:
+        offset = start
         try:
             with _open(path) as file:
                 stop = None if path.endswith(".gz") else start + PART_BYTES
                 for offset, line in _lines(file, start, stop):
-                    yield self._entry(path, f"{name}@{offset}", offset, line)
+                    yield self._entry(path, name, offset, line)
         except (OSError, EOFError, zlib.error) as e:
             yield Damaged(f"{name}@after-{offset}", f"the file cannot be read further: {e}")
 
-    def _entry(self, path: str, line_id: str, offset: int, line: bytes | None) -> Item | Damaged:
+    def _entry(self, path: str, name: str, offset: int, line: bytes | None) -> Item | Damaged:
+        line_id = f"{name}@{offset}"
         if line is None:
             return Damaged(line_id, f"the line is longer than {MAX_TEXT_BYTES >> 20} MB")
         try:
@@ -85,7 +86,7 @@ class JsonLines:
         except BadEntry as e:
             return Damaged(line_id, str(e))
         folder = self.audio_root or os.path.dirname(os.path.abspath(path))
-        provenance = {"source": self.name, "file": os.path.basename(path), "offset": offset}
+        provenance = {"source": self.name, "file": name, "offset": offset}
         audio = functools.partial(_audio, folder, self.absolute)
         return make_item(fields, line_id, audio, self.defaults, provenance)
 

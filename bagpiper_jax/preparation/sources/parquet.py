@@ -14,6 +14,7 @@ from bagpiper_jax.preparation.sources.entries import (
     BadEntry,
     Defaults,
     embedded_audio,
+    labels,
     local_audio,
     make_item,
     unique,
@@ -53,7 +54,7 @@ class Parquet:
         """`NUMBER:FILE#GROUP`, a row group each; a file that cannot be read is one part."""
         _pyarrow()
         parts = []
-        for number, path in enumerate(self.files):
+        for number, (path, name) in enumerate(zip(self.files, labels(self.files), strict=True)):
             if not os.path.exists(path):
                 raise UserError(f"source {self.name}: there is no table {path}")
             try:
@@ -61,26 +62,25 @@ class Parquet:
                     groups = table.num_row_groups
             except (OSError, ValueError):  # as ArrowInvalid is; reading the part tells why
                 groups = 1
-            name = os.path.basename(path)
             parts += [f"{number}:{name}#{group}" for group in range(groups)]
         return parts
 
     def read(self, part: str) -> Iterator[Item | Damaged]:
         """The rows of a part, in order."""
         number, rest = part.split(":", 1)
-        path, group = self.files[int(number)], int(rest.rsplit("#", 1)[1])
-        return unique(self._rows(path, group))
+        name, group = rest.rsplit("#", 1)
+        return unique(self._rows(self.files[int(number)], name, int(group)))
 
-    def _rows(self, path: str, group: int) -> Iterator[Item | Damaged]:
+    def _rows(self, path: str, name: str, group: int) -> Iterator[Item | Damaged]:
         pa = _pyarrow()
-        name, row = os.path.basename(path), -1
+        row = -1
         try:
             with _open(path) as table:
                 first = sum(table.metadata.row_group(i).num_rows for i in range(group))
                 row = first - 1
                 for fields, cells in _read_group(table, group, self.defaults):
                     row += 1
-                    yield self._item(path, row, fields, cells)
+                    yield self._item(path, name, row, fields, cells)
                 expected = table.metadata.row_group(group).num_rows
             if row + 1 - first != expected:
                 raise BadEntry(f"it has {row + 1 - first} rows where {expected} are stated")
@@ -89,8 +89,9 @@ class Parquet:
             damaged_id = f"{name}#group-{group}@after-{row}"
             yield Damaged(damaged_id, f"the row group cannot be read further: {reason}")
 
-    def _item(self, path: str, row: int, fields: Any, cells: list) -> Item | Damaged:
-        name = os.path.basename(path)
+    def _item(
+        self, path: str, name: str, row: int, fields: Any, cells: list[Any]
+    ) -> Item | Damaged:
         folder = os.path.dirname(os.path.abspath(path))
         row_id = f"{name}#{row}"
         try:

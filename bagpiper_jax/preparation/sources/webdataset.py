@@ -18,6 +18,7 @@ from bagpiper_jax.preparation.sources.entries import (
     Defaults,
     decode_text,
     embedded_audio,
+    labels,
     make_item,
     parse_json,
     unique,
@@ -43,7 +44,7 @@ class WebDataset:
     a recording, its caption (txt, text, caption, transcript) or its fields (json). Members of other
     kinds are named in the provenance and not read. Messages name a recording of the entry by what
     follows its key ("flac", "user.flac"), by its name, by its number, or not at all: the next one.
-    The id is the key, or the field `id`.
+    The id is `FILE:KEY`, or the field `id`.
 
     Attributes:
       name: of the source.
@@ -60,14 +61,15 @@ class WebDataset:
         for path in self.files:
             if not os.path.isfile(path):
                 raise UserError(f"source {self.name}: there is no tar {path}")
-        return [f"{n}:{os.path.basename(path)}" for n, path in enumerate(self.files)]
+        return [f"{n}:{name}" for n, name in enumerate(labels(self.files))]
 
     def read(self, part: str) -> Iterator[Item | Damaged]:
         """The entries of a tar, in order."""
-        return unique(self._entries(self.files[int(part.split(":", 1)[0])]))
+        number, name = part.split(":", 1)
+        return unique(self._entries(self.files[int(number)], name))
 
-    def _entries(self, path: str) -> Iterator[Item | Damaged]:
-        name, group = os.path.basename(path), None
+    def _entries(self, path: str, name: str) -> Iterator[Item | Damaged]:
+        group = None
         try:
             with _open(path) as file:
                 for member, content in _members(file):
@@ -86,16 +88,16 @@ class WebDataset:
             yield Damaged(f"{name}:{_printable(after)}@broken", reason)
 
     def _item(self, tar: str, group: _Group) -> Item | Damaged:
-        entry_id = _printable(group.key)
-        if group.fault or entry_id != group.key:
-            return Damaged(f"{tar}:{entry_id}", group.fault or "the key is no plain text")
+        entry_id = f"{tar}:{_printable(group.key)}"
         provenance: dict[str, Any] = {"source": self.name, "file": tar, "key": group.key}
         if group.others:
-            provenance["not_read"] = ", ".join(group.others)[:1000]
+            provenance["not_read"] = ", ".join(map(_printable, group.others))[:1000]
         try:
+            if group.fault or _printable(group.key) != group.key:
+                raise BadEntry(group.fault or "the key is no plain text")
             fields = group.fields()
         except BadEntry as e:
-            return Damaged(f"{tar}:{entry_id}", str(e))
+            return Damaged(entry_id, str(e))
         audios = tuple(group.audios.values())
         return make_item(fields, entry_id, group.find, self.defaults, provenance, audios)
 
