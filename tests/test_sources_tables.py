@@ -33,8 +33,10 @@ def test_captioned_audio_as_hugging_face_writes_it(tmp_path):
         "license": ["CC0-1.0", None],
         "snr": [1.5, 2.5],
         "embedding": [[0.0] * 8] * 2,
+        "cover": pa.array([{"bytes": b"PNG", "path": "c.png"}] * 2, AUDIO),
     }
-    features = {"info": {"features": {"audio": {"_type": "Audio"}}}}
+    kinds = {"audio": {"_type": "Audio"}, "cover": {"_type": "Image"}}
+    features = {"info": {"features": kinds}}
     table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps(features)})
     pq.write_table(table, tmp_path / "train-00000-of-00001.parquet")
     one, two = read_all(open_source({"path": str(tmp_path), "name": "set", "domain": "speech"}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from bagpiper_jax.preparation.sources.entries import (
     labels,
     local_audio,
     make_item,
+    parse_json,
     unique,
 )
 from bagpiper_jax.preparation.sources.limits import MAX_AUDIO_BYTES
@@ -52,7 +54,7 @@ class Parquet:
 
     def parts(self) -> list[str]:
         """`NUMBER:FILE#GROUP`, a row group each; a file that cannot be read is one part."""
-        _pyarrow()
+        pa = _pyarrow()
         parts = []
         for number, (path, name) in enumerate(zip(self.files, labels(self.files), strict=True)):
             if not os.path.exists(path):
@@ -60,7 +62,7 @@ class Parquet:
             try:
                 with _open(path) as table:
                     groups = table.num_row_groups
-            except (OSError, ValueError):  # as ArrowInvalid is; reading the part tells why
+            except (pa.ArrowException, OSError, ValueError):  # reading the part tells why
                 groups = 1
             parts += [f"{number}:{name}#{group}" for group in range(groups)]
         return parts
@@ -185,7 +187,20 @@ def _audio_columns(schema: pyarrow.Schema, defaults: Defaults) -> list[str]:
         is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
         return is_binary and own is not None
 
-    return [f.name for f in schema if (own is None or f.name == own) and holds_audio(f.type)]
+    if own is not None:
+        return [own] if holds_audio(schema.field(own).type) else []
+    others = _other_features(schema)
+    return [f.name for f in schema if f.name not in others and holds_audio(f.type)]
+
+
+def _other_features(schema: pyarrow.Schema) -> set[str]:
+    """Columns of pictures and films, whose type is that of audio: `datasets` says so beside it."""
+    try:
+        told = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        kinds = {name: json.dumps(feature) for name, feature in told.items()}
+    except (BadEntry, KeyError, TypeError, AttributeError):
+        return set()
+    return {name for name, kind in kinds.items() if '"Image"' in kind or '"Video"' in kind}
 
 
 def _wanted(field: pyarrow.Field, named: set[str]) -> bool:
