@@ -72,6 +72,18 @@ def test_dialogues_with_embedded_audio(tmp_path, form):
     assert item.messages[1] == ("assistant", "text", "Rain.")
 
 
+def test_plain_bytes_and_paths_in_a_column(tmp_path):
+    (tmp_path / "a.flac").write_bytes(A)
+    columns = {"flac": [A, B], "file": ["a.flac", "../a.flac"], "thumb": [b"x", b"y"]}
+    write_table(tmp_path / "t.parquet", columns)
+    spec = {"path": f"{tmp_path}/t.parquet"}
+    found = read_all(open_source({**spec, "columns": {"audio": "flac"}}))
+    assert [item.audios[0].data for item in found] == [A, B]
+    one, two = read_all(open_source({**spec, "columns": {"audio": "file"}}))
+    assert one.audios[0].path.endswith("a.flac") and "outside" in two.reason
+    assert all("no audio" in entry.reason for entry in read_all(open_source(spec)))
+
+
 def test_row_groups_are_parts_and_rows_number_the_table(tmp_path, monkeypatch):
     count = 25
     columns = {
