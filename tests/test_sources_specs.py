@@ -1,0 +1,72 @@
+"""How a path, or a mapping from a config, becomes a source."""
+
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+from source_files import read_all, write_audio
+
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.preparation.sources import open_source
+
+GOOD = {"audio": "audio/b.wav", "caption": "Fine."}
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("nowhere", "nowhere"),
+        ("folder:nowhere", "no folder nowhere"),
+        ("jsonl:nowhere/*.jsonl", "no file of kind jsonl"),
+        ("", "needs a path"),
+        ({"kind": "folder"}, "needs a path"),
+        ({"path": ".", "kind": "zip"}, "none of folder, jsonl"),
+        ({"path": ".", "kind": "folder", "licenc": "MIT"}, "mean licence"),
+        ({"path": ".", "kind": "folder", "split": "train"}, "no setting split"),
+        ({"path": ".", "kind": "folder", "domain": "noise"}, "domain"),
+        ({"path": ".", "kind": "folder", "text_only": "yes"}, "text_only"),
+        ({"path": ".", "kind": "folder", "columns": {"captoin": "x"}}, "captoin"),
+        (7, "int"),
+        (__file__, "known kind"),
+    ],
+)
+def test_specs_that_are_not_understood(spec, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=words) as caught:
+        open_source(spec)
+    assert "\n" not in str(caught.value)
+
+
+def test_kinds_are_told_by_what_is_there(tmp_path):
+    write_audio(tmp_path / "audio" / "b.wav")
+    assert type(open_source(str(tmp_path))).__name__ == "Folder"
+    for name in ("two.jsonl", "one.jsonl"):
+        (tmp_path / name).write_text(json.dumps({**GOOD, "id": name}) + "\n")
+    assert [e.id for e in read_all(open_source(str(tmp_path)))] == ["one.jsonl", "two.jsonl"]
+    assert [e.id for e in read_all(open_source(f"{tmp_path}/t*.jsonl"))] == ["two.jsonl"]
+    (tmp_path / "x.tar").touch()
+    with pytest.raises(UserError, match="jsonl and webdataset"):
+        open_source(str(tmp_path))
+    assert type(open_source(f"webdataset:{tmp_path}")).__name__ == "WebDataset"
+
+
+def test_a_config_dict_and_a_pickle(tmp_path):
+    from ml_collections import ConfigDict
+
+    write_audio(tmp_path / "audio" / "b.wav")
+    (tmp_path / "set.jsonl").write_text(json.dumps({"audio": "audio/b.wav", "says": "Hi."}) + "\n")
+    spec = ConfigDict({"path": f"{tmp_path}/set.jsonl", "columns": {"caption": "says"}})
+    source = open_source(spec)
+    assert read_all(pickle.loads(pickle.dumps(source))) == read_all(source)
+    assert read_all(source)[0].caption == "Hi."
+
+
+def test_sources_import_no_framework():
+    code = (
+        "import sys, bagpiper_jax.preparation.sources;"
+        "bad = {'jax', 'torch', 'tensorflow', 'tensorflow_datasets', 'pyarrow'} & set(sys.modules);"
+        "sys.exit(str(bad) if bad else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
