@@ -77,9 +77,10 @@ def write_corpus(directory, count=24):
         kind, rate = (("wav", 16_000), ("flac", 44_100), ("ogg", 22_050), ("mp3", 24_000))[i % 4]
         name = f"{i:03d}.{kind}"
         # every eighth is the one before it again, under another name
-        wav = sound(1 + i % 3, i - (i % 8 == 7) * 4, rate)
+        seed = i - (i % 8 == 7) * 4
+        wav = sound(1 + seed % 3, seed, rate)
         soundfile.write(os.path.join(directory, name), wav, rate, format=kind.upper())
-        captions[name] = f"A tone number {i - (i % 8 == 7) * 4} swells."
+        captions[name] = f"A tone number {seed} swells."
     for name in ("broken.wav", "empty.wav"):
         captions[name] = "Nothing."
     with open(os.path.join(directory, "broken.wav"), "wb") as f:

@@ -20,7 +20,9 @@ _BLOCK = 1 << 18  # samples of all channels that are decoded at a time
 _LOUDEST = 4.0  # over full scale: floats of another scale, not a peak that overshoots
 _SLACK = 0.1  # seconds that a file may be shorter than it states (padding of MP3)
 # how libsndfile tells, in its log, that a file ends before its samples do
-_CUT_OFF = re.compile(r"^\s*(?:data|SSND|Data Size)\s*:\s*(\d+) \(should be (\d+)\)", re.M)
+_CUT_OFF = re.compile(
+    r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.M
+)
 # sizes that writers into a pipe leave in a header, which they cannot go back to
 _UNKNOWN_SIZES = (0, *range(0x7FFFF000, 0x80000001), 0xFFFFFFFF)
 

@@ -118,6 +118,10 @@ def _serve(pipe: Connection, options: Options) -> None:
     """The child: answers until its parent closes the pipe or dies."""
     die_with_parent()
     try:
+        # what items need is loaded now: their time does not count it, nor does their memory
+        import pyloudnorm  # noqa: F401
+        import soundfile  # noqa: F401
+        import soxr  # noqa: F401
         import threadpoolctl
 
         threadpoolctl.threadpool_limits(1)  # the same sums on every machine
@@ -127,6 +131,9 @@ def _serve(pipe: Connection, options: Options) -> None:
             _limit_memory(options.memory_gb)
     except UserError as e:
         pipe.send(e)
+        return
+    except ImportError as e:
+        pipe.send(UserError(f"preparation needs: pip install 'bagpiper_jax[data]' ({e})"))
         return
     pipe.send("ready")
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):

@@ -91,14 +91,14 @@ def _finish(plan: Plan) -> None:
 def _claim(plan: Plan) -> Iterator[bool]:
     """The output directory for this run alone; gives whether the set is finished already."""
     earlier = _earlier(plan.out)
-    if earlier is None and not os.path.isdir(os.path.join(plan.out, WORK)):
+    if earlier is not None:
+        _check_same(plan, earlier)
+    elif not os.path.isdir(os.path.join(plan.out, WORK)):
         check_vacant(plan.out)
     make_directory(os.path.join(plan.out, WORK))
     with open(os.path.join(plan.out, WORK, LOCK_FILE), "w") as lock:
         _lock(lock, plan.out)
-        if earlier is not None:
-            _check_same(plan, earlier)
-        else:
+        if earlier is None:
             write_json(os.path.join(plan.out, WORK, PLAN_FILE), plan.summary())
         _sweep(plan.out)
         yield os.path.exists(os.path.join(plan.out, DATASET_FILE))
@@ -245,7 +245,9 @@ class _Bar:
         import tqdm
 
         self._num_parts, self._seconds, self._parts = num_parts, seconds, parts
-        form = "{l_bar}{bar}| {n:.2f}/{total:.2f} h [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+        form = (
+            "{l_bar}{bar}| {n:.2f}/{total:.2f} h [{elapsed}<{remaining}, {rate_inv_fmt}{postfix}]"
+        )
         self._bar = tqdm.tqdm(
             total=1e-9, initial=seconds / 3600, unit="h", bar_format=form, disable=quiet
         )
