@@ -141,6 +141,8 @@ def test_long_recordings_are_cut_in_pauses():
     joined = np.concatenate([piece.wav() for piece in pieces])
     np.testing.assert_allclose(joined, LONG, atol=2**-15)
     assert len(list(cut([LONG[: 30 * 16_000]]))) == 1
+    (padded,) = cut([LONG[: 30 * 16_000 + 320]])
+    assert (len(padded.pcm), padded.trimmed) == (30 * 16_000, 320)
     loud = list(cut([sound(61)]))
     assert not any(piece.in_pause for piece in loud[:-1])
 
@@ -151,7 +153,7 @@ def test_pieces_cover_any_recording_once(hundredths, chunks):
     cuts = np.cumsum([c * 40 for c in chunks])
     pieces = list(cut(np.split(wav, cuts[cuts < len(wav)])))
     lengths = [len(piece.pcm) for piece in pieces]
-    assert sum(lengths) == len(wav) and max(lengths) <= 30 * 16_000
+    assert sum(lengths) + pieces[0].trimmed == len(wav) and max(lengths) <= 30 * 16_000
     if len(pieces) > 1:
         assert min(lengths[:-1]) >= 15 * 16_000 and lengths[-1] >= 5 * 16_000
     starts = np.cumsum([0, *lengths[:-1]])

@@ -54,12 +54,14 @@ class Prepared:
       records: at least one.
       dropped: reasons, by kind, of pieces of a long recording that are left out.
       cuts: (in a pause, in the midst of sound) where it was cut.
+      trimmed: seconds after 30 s that were left out as padding.
       seconds: of the audio as found.
     """
 
     records: tuple[Made, ...]
     dropped: tuple[Rejected, ...] = ()
     cuts: tuple[int, int] = (0, 0)
+    trimmed: float = 0.0
     seconds: float = 0.0
 
 
@@ -95,7 +97,7 @@ def prepare_item(
     if second is None:
         made = _make(item, prefix + item.id, (first,), options, tools)
         progress(first.seconds)
-        return Prepared((made,), seconds=first.seconds)
+        return Prepared((made,), trimmed=first.trimmed / SAMPLE_RATE, seconds=first.seconds)
     if item.caption and not options.captioned_pieces:
         raise Rejected("too long", "it lasts over 30 s, and the caption tells of the whole")
     plain = dataclasses.replace(item, caption="")
@@ -113,7 +115,7 @@ def prepare_item(
     if not records:
         raise dropped[0]
     cuts = sum(in_pause[:-1]), len(in_pause) - 1 - sum(in_pause[:-1])
-    return Prepared(tuple(records), tuple(dropped), cuts, seconds)
+    return Prepared(tuple(records), tuple(dropped), cuts, seconds=seconds)
 
 
 def _prepare_whole(item: Item, prefix: str, options, tools: Tools, progress) -> Prepared:
@@ -126,7 +128,8 @@ def _prepare_whole(item: Item, prefix: str, options, tools: Tools, progress) -> 
             raise Rejected("too long", "a recording of a dialogue lasts over 30 s")
         progress(wholes[-1].seconds)
     made = _make(item, prefix + item.id, tuple(wholes), options, tools)
-    return Prepared((made,), seconds=made.seconds)
+    trimmed = sum(whole.trimmed for whole in wholes) / SAMPLE_RATE
+    return Prepared((made,), trimmed=trimmed, seconds=made.seconds)
 
 
 def _check_text(item: Item) -> None:

@@ -22,7 +22,7 @@ _TOKENIZERS, _CODECS = ("tokenizer.json", "tokenizer.model"), ("xcodec.json", "c
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Settings of a preparation; all but the last two decide what the shards hold.
+    """Settings of a preparation; all but the last two decide what its shards hold.
 
     Attributes:
       model: directory with `model.json`, a tokenizer and a codec, for codes and sizes.

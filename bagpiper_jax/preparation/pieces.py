@@ -12,6 +12,8 @@ from bagpiper_jax.preparation.decode import Rejected
 
 _LONGEST = int(MAX_SECONDS * SAMPLE_RATE)
 _SHORTEST = _LONGEST // 2  # of all pieces but the last
+# a recording that is longer by no more is padded, as codecs do; published clips of "30 s" are
+_PADDING = SAMPLE_RATE // 4
 _LAST = 5 * SAMPLE_RATE  # the last piece is as long at least
 _FRAME = 320
 _PAUSE = 15  # frames, 0.3 s: what a gap inside a word does not last
@@ -29,11 +31,13 @@ class Piece:
       start: its first sample in the recording, at 16 kHz.
       pcm: int16 [S] at 16 kHz, what is kept and what everything is computed from.
       in_pause: it ends in a pause, or with the recording.
+      trimmed: samples after 30 s that were left out as padding.
     """
 
     start: int
     pcm: np.ndarray
     in_pause: bool = True
+    trimmed: int = 0
 
     @property
     def seconds(self) -> float:
@@ -45,7 +49,9 @@ class Piece:
 
 
 def cut(chunks: Iterable[np.ndarray]) -> Iterator[Piece]:
-    """Cuts a recording into pieces of 15 to 30 s, the last one of 5 to 30 s; 30 s stay whole.
+    """Cuts a recording into pieces of 15 to 30 s, the last one of 5 to 30 s.
+
+    30 s stay whole, and up to 30.25 s are trimmed to them.
 
     Args:
       chunks: float32 [n] at 16 kHz.
@@ -57,6 +63,10 @@ def cut(chunks: Iterable[np.ndarray]) -> Iterator[Piece]:
             at, in_pause = cut_point(rest, _LONGEST)
             yield Piece(start, _to_pcm(rest[:at]), in_pause)
             rest, start = rest[at:], start + at
+    if not start and len(rest) <= _LONGEST + _PADDING:
+        trimmed = max(len(rest) - _LONGEST, 0)
+        yield Piece(0, _to_pcm(rest[:_LONGEST]), trimmed=trimmed)
+        return
     if len(rest) > _LONGEST:
         at, in_pause = cut_point(rest, min(_LONGEST, len(rest) - _LAST))
         yield Piece(start, _to_pcm(rest[:at]), in_pause)

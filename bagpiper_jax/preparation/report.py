@@ -119,6 +119,7 @@ def _counts(notes, kept) -> dict[str, Any]:
             "items": sum(made["cut_items"] for made in notes),
             "cuts_in_pauses": in_pause,
             "cuts_in_sound": in_sound,
+            "trimmed": sum(made["trimmed"] for made in notes),
             "pieces_dropped": dict(sorted(dropped.items())),
         },
     }

@@ -137,7 +137,14 @@ def make_shard(
     taken: dict[str, Any] = {
         name: [] for name in ("item", "sizes", "seconds", "loudness", "labels", "quarantine")
     }
-    taken |= {"items": 0, "cuts": [0, 0], "cut_items": 0, "found_seconds": 0.0, "digests": []}
+    taken |= {
+        "items": 0,
+        "trimmed": 0,
+        "cuts": [0, 0],
+        "cut_items": 0,
+        "found_seconds": 0.0,
+        "digests": [],
+    }
     taken["dropped"] = collections.Counter()
 
     def write(path: str) -> None:
@@ -186,6 +193,7 @@ def _take(plan, source: int, part: str, entry, isolated: Isolated, taken, put, p
         taken["labels"].append((made.domain, made.language, made.licence))
     taken["dropped"].update(e.kind for e in done.dropped)
     taken["cuts"] = [a + b for a, b in zip(taken["cuts"], done.cuts, strict=True)]
+    taken["trimmed"] += done.trimmed > 0
     taken["cut_items"] += bool(sum(done.cuts))
     taken["found_seconds"] += done.seconds
 
