@@ -161,7 +161,8 @@ class OpenAIEndpoint:
         except self._errors.APIStatusError as e:
             raise self._failure(e.status_code, _message(e.body), e.response.headers) from None
         except self._errors.APIConnectionError as e:
-            raise Busy(f"no connection: {self._blot(e.__cause__ or e)}") from None
+            cause = e.__cause__ or e
+            raise Busy(f"no connection: {type(cause).__name__} {self._blot(cause)}") from None
         except (ValueError, LookupError, TypeError, AttributeError, self._errors.APIError) as e:
             raise Busy(f"the answer is no chat completion: {self._blot(e)}") from None
         if choice.finish_reason == "content_filter" or choice.message.refusal:
@@ -197,6 +198,7 @@ class GeminiEndpoint:
             vertexai=False,
             http_options=types.HttpOptions(
                 base_url=model.base_url or None,
+                api_version="v1beta",  # has `responseJsonSchema`
                 timeout=round(model.timeout_s * 1000),
                 retry_options=types.HttpRetryOptions(attempts=1),
             ),
@@ -227,12 +229,10 @@ class GeminiEndpoint:
         except self._errors.APIError as e:
             headers = getattr(e.response, "headers", {})
             raise self._failure(e.code, _message(e.details), headers, _delay(e.details)) from None
-        except (OSError, EOFError) as e:
-            raise Busy(f"no connection: {self._blot(e)}") from None
         except (ValueError, LookupError, TypeError, AttributeError) as e:
             raise Busy(f"the answer is no Gemini response: {self._blot(e)}") from None
-        except Exception as e:
-            if type(e).__module__.split(".")[0] not in ("httpx2", "httpx", "httpcore2", "google"):
+        except Exception as e:  # of whichever HTTP library the SDK uses
+            if not isinstance(e, OSError) and _package(e) not in ("httpx2", "httpx", "google"):
                 raise
             raise Busy(f"no connection: {type(e).__name__} {self._blot(e)}") from None
         feedback = answer.prompt_feedback
@@ -256,6 +256,10 @@ class GeminiEndpoint:
 
     async def close(self) -> None:
         await self._client.aio.aclose()
+
+
+def _package(error: Exception) -> str:
+    return type(error).__module__.split(".")[0]
 
 
 def _gemini_usage(answer) -> Usage | None:

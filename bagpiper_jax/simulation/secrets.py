@@ -1,8 +1,13 @@
-"""Keys: read from the environment, held in memory alone, blotted out of every text that leaves."""
+"""Keys: read from the environment, held in memory alone, blotted out of every text that leaves.
+
+The SDKs' own logs are texts that leave, too: at level DEBUG the HTTP library writes the headers of
+responses, where a proxy may repeat a key.
+"""
 
 from __future__ import annotations
 
 import base64
+import logging
 import os
 from urllib.parse import quote
 
@@ -29,7 +34,9 @@ class Secret:
         value = os.environ.get(name, "").strip()
         if not value:
             raise UserError(f"the environment variable {name} must hold the endpoint's key: set it")
-        return cls(value)
+        secret = cls(value)
+        _blot_logs(secret)
+        return secret
 
     def reveal(self) -> str:
         return self._value
@@ -48,3 +55,23 @@ class Secret:
 
     def __reduce__(self):
         raise TypeError("a key is not to be written anywhere")
+
+
+def _blot_logs(secret: Secret) -> None:
+    """From now on, no log record of this process holds the key."""
+    make = logging.getLogRecordFactory()
+    if secret.reveal() in getattr(make, "blotted", ()):
+        return
+
+    def make_blotted(*args, **kwargs):
+        record = make(*args, **kwargs)
+        try:
+            text = record.getMessage()
+        except Exception:  # a record that cannot be written is told by its handler
+            return record
+        if (clean := secret.blot(text)) != text:
+            record.msg, record.args = clean, ()
+        return record
+
+    make_blotted.blotted = {secret.reveal(), *getattr(make, "blotted", ())}
+    logging.setLogRecordFactory(make_blotted)
