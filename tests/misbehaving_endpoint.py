@@ -192,7 +192,7 @@ def _openai(text, step):
 
 
 def _gemini(text, step):
-    reason = {"cut off": "MAX_TOKENS", "refusal": "SAFETY"}.get(step, "STOP")
+    reason = {"cut off": "MAX_TOKENS", "refusal": "SAFETY"}.get(str(step), "STOP")
     return {
         "candidates": [
             {

@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+from bagpiper_jax.config_file import read_config_file
 from bagpiper_jax.errors import UserError
 
 APIS = ("openai", "gemini")
@@ -213,21 +213,7 @@ def load_settings(path: str, overrides: Sequence[str] = ()) -> Settings:
     Raises:
       UserError: no file, a file that fails, an unknown or missing key, a value that cannot be.
     """
-    values = flags.FlagValues()
-    argv = ["bagpiper simulate", "--config", path, *overrides]
-    try:
-        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-        stray = values(argv)[1:]
-        if stray:
-            raise UserError(f"what is {' '.join(stray)}? Settings are given as --config.KEY=VALUE")
-        values.config.to_dict()  # a file that failed to load says so only when it is read
-    except UserError:
-        raise
-    except OSError as e:
-        raise UserError(f"there is no config file {path} that can be read") from e
-    except Exception as e:  # the file is a program, which can fail in any way
-        raise UserError(f"the config {path} does not load: {' '.join(str(e).split())}") from e
-    return settings_from(values.config)
+    return settings_from(read_config_file(path, overrides, "bagpiper simulate"))
 
 
 def settings_from(config: ConfigDict) -> Settings:

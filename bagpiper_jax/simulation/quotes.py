@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bagpiper_jax.evaluation.text_metrics import plain
 
@@ -11,6 +12,8 @@ from bagpiper_jax.evaluation.text_metrics import plain
 _DOUBLE = re.compile(r"\([\"“][^\"“”]+[\"”]\)|“([^“”]+)”|\"([^\"“”]+)\"")
 # an apostrophe neither opens (a letter before it) nor closes (a letter after it)
 _SINGLE = re.compile(r"(?<!\w)‘(\S.*?)’(?!\w)|(?<!\w)'(\S.*?)'(?!\w)", re.DOTALL)
+# captions of the published form hold a phonetic transcription in quotes, too
+_TRANSCRIPT = re.compile(r"transcription of the audio is:? *(?:\"([^\"]*)\"|“([^”]*)”)")
 MANY_WORDS = 4
 
 
@@ -54,6 +57,19 @@ def spoken_lines(caption: str) -> list[str]:
         if not any(contains(other, words) for other in others):
             kept.append(line)
     return kept
+
+
+def lines_of(row: Mapping[str, Any], caption: str) -> list[str]:
+    """What is said in a clip: by the transcript of its rich caption (`rich`), by the transcription
+    that its caption states, or else by the quotes in it."""
+    rich = row.get("rich")
+    if isinstance(rich, Mapping) and isinstance(rich.get("transcript"), Sequence):
+        lines = [u.get("text", "") for u in rich["transcript"] if isinstance(u, Mapping)]
+        return [line for line in lines if words_of(line)]
+    if stated := _TRANSCRIPT.search(caption):
+        line = stated[1] or stated[2] or ""
+        return [line] if words_of(line) else []
+    return spoken_lines(caption)
 
 
 def contains(words: Sequence[str], part: Sequence[str]) -> bool:

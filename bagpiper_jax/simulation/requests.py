@@ -11,8 +11,8 @@ from bagpiper_jax.simulation.prompts import PERSONA, QUESTION, REQUEST
 from bagpiper_jax.simulation.quotes import (
     broken_quotes,
     contains,
+    lines_of,
     quotes,
-    spoken_lines,
     without_quotes,
     words_of,
 )
@@ -40,15 +40,6 @@ TASKS = {
 }
 # a person knows of no caption, and of no speaker S1
 _LEAK = re.compile(r"\b(captions?|S\d+|described (above|below))\b")
-
-
-def lines_of(row: Row) -> list[str]:
-    """What is said in a clip: by the transcript of its rich caption, else by the quotes of its
-    caption."""
-    rich = row.get("rich")
-    if isinstance(rich, dict) and isinstance(rich.get("transcript"), list):
-        return [line["text"] for line in rich["transcript"] if words_of(line.get("text", ""))]
-    return spoken_lines(text_of(row, "caption"))
 
 
 def check_request(
@@ -94,7 +85,7 @@ async def _request(context: Context, unit: Unit) -> Row:
     client, config = context.client, context.settings.requests
     direction, level = unit.choice["direction"], unit.choice["level"]
     caption = text_of(unit.row, "caption")
-    lines = lines_of(unit.row)
+    lines = lines_of(unit.row, caption)
     shared = {"level": level, "level_meaning": LEVEL_MEANING[level], "caption": caption}
     asked = query(client.model, PERSONA, Persona, task=TASKS[direction], **shared)
     persona = await client.ask(asked, lambda text: parse(Persona, text))

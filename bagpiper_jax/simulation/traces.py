@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from bagpiper_jax.simulation.client import BadAnswer, Unusable
 from bagpiper_jax.simulation.config import DIRECTIONS, Settings
 from bagpiper_jax.simulation.prompts import ANSWER, PLAN
-from bagpiper_jax.simulation.quotes import MANY_WORDS, contains, quotes, words_of
-from bagpiper_jax.simulation.requests import GENERATION, lines_of
+from bagpiper_jax.simulation.quotes import MANY_WORDS, contains, lines_of, quotes, words_of
+from bagpiper_jax.simulation.requests import GENERATION
 from bagpiper_jax.simulation.rich_caption import Strict, parse
 from bagpiper_jax.simulation.schema import Plan, Understanding, need_words, query
 from bagpiper_jax.simulation.stage import (
@@ -69,7 +69,7 @@ async def _trace(context: Context, unit: Unit) -> Row:
     caption, request, direction = row["caption"], row["request"], row["direction"]
     prompt, kind = (PLAN, Plan) if direction == GENERATION else (ANSWER, Understanding)
     asked = query(client.model, prompt, kind, request=request, caption=caption)
-    said = " ".join(lines_of(row))
+    said = " ".join(lines_of(row, caption))
     accepted = await client.ask(
         asked, lambda text: parse_trace(text, direction, (request, caption, said))
     )
