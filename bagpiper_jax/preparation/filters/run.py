@@ -124,6 +124,7 @@ class _Counted:
         }
         if self.values:
             low, middle, high = min(self.values), statistics.median(self.values), max(self.values)
+            middle = round(middle, 4)
             found["measured"] = {"least": low, "median": middle, "most": high}
         if self.labels:
             found["measured"] = dict(self.labels.most_common())
