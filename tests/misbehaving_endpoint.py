@@ -58,8 +58,8 @@ def good_answer(prompt: str) -> dict:
     for mark, answer in (
         ("Listen to the whole clip", CAPTION),
         ("Invent one person", PERSONA),
-        ("asks for a recording", REQUEST),
-        ("sends along with the recording", QUESTION),
+        ("this person asks for a recording", REQUEST),
+        ("this person sends along", QUESTION),
         ("A user asks for a recording", PLAN),
         ("A user asks about a recording", ANSWER),
         ("Judge the dialogue", VERDICT),

@@ -286,6 +286,7 @@ def test_cache_keys_tell_apart_what_changes_an_answer(tmp_path):
         change(QUERY, audio=b"other"),
         change(QUERY, audio=None),
         change(QUERY, sample=1),
+        change(QUERY, attempt=1),
         change(QUERY, schema={}),
     ]
     models = [

@@ -73,7 +73,7 @@ def answer_key(model: ModelConfig, query: Query) -> str:
     """What an answer is kept under: model, endpoint, prompt, schema, audio and sampling, hashed."""
     audio = hashlib.sha256(query.audio).hexdigest() if query.audio is not None else ""
     told = [model.api, model.base_url, model.name, model.sampling()]
-    told += [query.system, query.prompt, query.schema, query.sample, audio]
+    told += [query.system, query.prompt, query.schema, query.sample, query.attempt, audio]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

@@ -122,7 +122,7 @@ class Client:
         taken: list[Answer] = []
         reasons: list[str] = []
         asked, cached = query, True
-        for _ in range(self.retry.answers):
+        for attempt in range(1, self.retry.answers + 1):
             answer = self._kept(asked, check)
             if answer is None:
                 try:
@@ -135,7 +135,7 @@ class Client:
             except BadAnswer as e:
                 reasons.append(str(e))
                 told = f"{query.prompt}\n\nAn earlier answer was refused: {e}. Mend that."
-                asked = dataclasses.replace(query, prompt=told)
+                asked = dataclasses.replace(query, prompt=told, attempt=attempt)
         raise Unusable("; then: ".join(reasons))
 
     def _kept(self, query: Query, check: Callable) -> Answer | None:

@@ -34,6 +34,7 @@ class Query:
       audio: a WAV file, or None.
       audio_seconds: its duration.
       sample: number of the answer, where one question is asked several times.
+      attempt: bad answers that came before.
     """
 
     system: str
@@ -42,6 +43,11 @@ class Query:
     audio: bytes | None = None
     audio_seconds: float = 0.0
     sample: int = 0
+    attempt: int = 0
+
+    def seed(self, first: int) -> int:
+        """Of the sampling: another for each sample and attempt."""
+        return first + self.sample + 1_000 * self.attempt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +145,7 @@ class OpenAIEndpoint:
         elif self.model.structured == "json":
             options["response_format"] = {"type": "json_object"}
         if self.model.seed >= 0:
-            options["seed"] = self.model.seed + query.sample
+            options["seed"] = query.seed(self.model.seed)
         request = self._client.chat.completions.create(
             model=self.model.name,
             messages=[
@@ -214,7 +220,7 @@ class GeminiEndpoint:
             temperature=model.temperature,
             top_p=model.top_p,
             max_output_tokens=model.max_tokens,
-            seed=model.seed + query.sample if model.seed >= 0 else None,
+            seed=query.seed(model.seed) if model.seed >= 0 else None,
             response_mime_type=None if model.structured == "none" else "application/json",
             response_json_schema=query.schema if model.structured == "schema" else None,
         )

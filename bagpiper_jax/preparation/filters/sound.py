@@ -23,6 +23,7 @@ from bagpiper_jax.simulation.quotes import lines_of
 
 BATCH = 32  # clips that are held at once
 SPEECH = ("speech",)
+MOST_TOKENS = 224  # Whisper's own limit: 30 s of fast speech fit
 
 
 def duration(
@@ -80,7 +81,7 @@ def transcript_agreement(
                     verdict = Verdict(False, None, str(e))
             found.append(verdict)
         if clips and whisper is None:
-            whisper = Whisper()
+            whisper = Whisper(max_new_tokens=MOST_TOKENS)
         heard = zip(truths, whisper.transcribe_all(clips) if clips else ())
         for verdict in found:
             yield verdict or _agreement(*next(heard), max_wer)
