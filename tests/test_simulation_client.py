@@ -210,13 +210,15 @@ def test_a_spent_quota_is_not_waited_for(tmp_path):
 
 @pytest.mark.parametrize("api", APIS)
 @pytest.mark.parametrize(
-    "step", ["refusal", (400, {}, {"error": {"message": "bad audio"}})], ids=str
+    ("step", "kind"),
+    [("refusal", Unusable), ((400, {}, {"error": {"message": "bad"}}), Unanswered)],
+    ids=("by the model", "by the endpoint"),
 )
-def test_refusals_are_not_repeated(api, step, tmp_path):
+def test_refusals_are_not_repeated(api, step, kind, tmp_path):
     with Misbehaving([step]) as server:
         _, [failure] = ask(make_settings(server, api, tmp_path))
         assert len(server.requests) == 1
-    assert isinstance(failure, Unusable)
+    assert isinstance(failure, kind)
 
 
 WRONG = {

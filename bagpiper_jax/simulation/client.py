@@ -33,7 +33,8 @@ class Unusable(Exception):
 
 
 class Unanswered(Exception):
-    """The endpoint did not answer within the attempts; another run may fare better."""
+    """The endpoint did not answer within the attempts, or did not take the request; another run
+    may fare better."""
 
 
 class BudgetSpent(Exception):
@@ -128,6 +129,8 @@ class Client:
                 try:
                     answer, cached = await self._request(asked), False
                 except Refused as e:
+                    if not e.by_model:  # settings may be to blame, not the row
+                        raise Unanswered(str(e)) from None
                     raise Unusable("; then: ".join([*reasons, str(e)])) from None
             taken.append(answer)
             try:

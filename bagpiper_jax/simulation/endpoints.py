@@ -83,7 +83,12 @@ class Busy(Exception):
 
 
 class Refused(Exception):
-    """The endpoint will not answer this request, however often it is sent."""
+    """This request will not be answered, however often it is sent: the model will not (`by_model`),
+    or the endpoint does not take it."""
+
+    def __init__(self, reason: str, by_model: bool = True):
+        super().__init__(reason)
+        self.by_model = by_model
 
 
 class Endpoint(Protocol):
@@ -293,7 +298,7 @@ def _failure(
         return UserError(f"{model.name} cannot be asked, its quota is spent: {reason}")
     if status in AGAIN:
         return Busy(reason, retry_after(headers) if delay is None else delay)
-    return Refused(reason)
+    return Refused(reason, by_model=False)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
