@@ -99,7 +99,8 @@ def near_duplicates(
       seed: of the permutations.
     """
     datasketch = need("datasketch")
-    index = datasketch.MinHashLSH(threshold=threshold, num_perm=permutations)
+    # the index proposes, the estimate decides: near 1 it would have a single band
+    index = datasketch.MinHashLSH(threshold=min(threshold, 0.9), num_perm=permutations)
     hashes = {}
     for row in rows:
         words = plain(caption_of(row))
