@@ -1,11 +1,7 @@
-"""The client against an endpoint that misbehaves: retries, budget, cache, and keys that stay in."""
+"""The client against an endpoint that misbehaves: retries, budget and cache."""
 
-import asyncio
 import dataclasses
 import json
-import logging
-import os
-import sqlite3
 import time
 import traceback
 
@@ -15,74 +11,25 @@ pytest.importorskip("openai")
 pytest.importorskip("google.genai")
 
 from misbehaving_endpoint import CAPTION, KEY, USAGE, Misbehaving, heard  # noqa: E402
+from simulation_runs import (  # noqa: E402
+    QUERY,
+    USD,
+    ask,
+    make_settings,
+    set_environment,
+)
 
 from bagpiper_jax.errors import UserError  # noqa: E402
 from bagpiper_jax.simulation.answers import Answers, answer_key  # noqa: E402
-from bagpiper_jax.simulation.client import (  # noqa: E402
-    BudgetSpent,
-    Client,
-    Unanswered,
-    Unusable,
-)
-from bagpiper_jax.simulation.config import APIS, default_config, settings_from  # noqa: E402
-from bagpiper_jax.simulation.endpoints import Query, retry_after  # noqa: E402
-from bagpiper_jax.simulation.rich_caption import RichCaption, parse, parse_caption  # noqa: E402
-
-QUERY = Query(
-    "You describe.",
-    "Listen to the whole clip",
-    RichCaption.model_json_schema(),
-    audio=b"RIFF a wav \xff\xfe",
-    audio_seconds=1.0,
-)
-PRICE = {"text": 1.0, "audio": 2.0, "output": 10.0}
-USD = (USAGE["text"] + 2 * USAGE["audio"] + 10 * USAGE["output"]) / 1e6
+from bagpiper_jax.simulation.client import BudgetSpent, Unanswered, Unusable  # noqa: E402
+from bagpiper_jax.simulation.config import APIS  # noqa: E402
+from bagpiper_jax.simulation.endpoints import retry_after  # noqa: E402
+from bagpiper_jax.simulation.rich_caption import RichCaption, parse  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def key(monkeypatch):
-    monkeypatch.setenv("HEARING_KEY", KEY)
-    monkeypatch.setattr(logging, "_logRecordFactory", logging.getLogRecordFactory())
-    for name in [n for n in os.environ if n.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-
-
-def make_settings(server, api, tmp_path, **changes):
-    config = default_config()
-    for model in (config.captioner, config.writer, config.judge_model):
-        model.api = api
-        model.name = "hearing"
-        model.base_url = server.url + ("/v1" if api == "openai" else "")
-        model.key_env = "HEARING_KEY"
-        model.timeout_s = 10.0
-        model.max_tokens = 1000
-        model.price = PRICE
-    config.cache = str(tmp_path / "answers.sqlite")
-    config.retry.first_s = 0.01
-    config.retry.max_s = 0.05
-    for name, value in changes.items():
-        config.update_from_flattened_dict({name.replace("__", "."): value})
-    return settings_from(config)
-
-
-def check(text):
-    return parse_caption(text, 1.0)
-
-
-def ask(settings, queries=(QUERY,), **options):
-    """Asks all at once; returns the client and what came of each, exceptions included."""
-
-    async def go():
-        with Answers(settings.cache) as answers:
-            budget = settings.budget_usd
-            client = Client(
-                settings.captioner, settings.retry, answers, budget_usd=budget, **options
-            )
-            async with client:
-                tasks = (client.ask(query, check) for query in queries)
-                return client, await asyncio.gather(*tasks, return_exceptions=True)
-
-    return asyncio.run(go())
+    set_environment(monkeypatch)
 
 
 @pytest.mark.parametrize("api", APIS)
@@ -346,70 +293,3 @@ def test_a_damaged_cache_is_told_in_one_line(tmp_path):
     path.write_bytes(b"no database at all" * 100)
     with pytest.raises(UserError, match="answers.sqlite cannot be used"):
         Answers(path)
-
-
-@pytest.mark.parametrize("api", APIS)
-def test_the_key_appears_nowhere(api, tmp_path, caplog, capfd):
-    """Endpoints that echo the key in errors, headers and answers, with every log switched on."""
-    caplog.set_level(logging.DEBUG)
-    echo = json.dumps(CAPTION | {"noise": f"somebody reads {KEY} aloud"})
-    script = [
-        (500, {"X-Echo": KEY}, {"error": {"message": f"Incorrect API key provided: {KEY}"}}),
-        (429, {"Retry-After": "0"}, KEY),
-        f"no JSON but {KEY}",
-        echo,
-    ]
-    with Misbehaving(script) as server:
-        settings = make_settings(server, api, tmp_path)
-        client, [accepted] = ask(settings)
-        _, [failure] = ask(
-            dataclasses.replace(settings, cache=str(tmp_path / "other.sqlite")),
-            [dataclasses.replace(QUERY, prompt="Listen to the whole clip 2")],
-        )
-        assert accepted.value.noise == "somebody reads [key] aloud"
-        assert any(KEY in str(headers) for _, _, headers, _ in server.requests)  # it was sent
-    texts = [repr(accepted), repr(settings), repr(client.__dict__), str(failure), repr(failure)]
-    texts += [caplog.text, *capfd.readouterr()]
-    texts += [repr(record.__dict__) for record in caplog.records]
-    assert not [text for text in texts if KEY in text]
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert files and not [path for path in files if KEY.encode() in path.read_bytes()]
-    rows = sqlite3.connect(settings.cache).execute("select count(*) from answers").fetchone()
-    assert rows == (2,)
-
-
-def test_a_missing_key_names_its_variable(tmp_path, monkeypatch):
-    monkeypatch.delenv("HEARING_KEY")
-    with Misbehaving() as server:
-        settings = make_settings(server, "openai", tmp_path)
-        with pytest.raises(UserError, match="environment variable HEARING_KEY"):
-            ask(settings)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"captioner__key_env": KEY},
-        {"captioner__base_url": f"https://user:{KEY.replace('/', '')}@example.org/v1"},
-        {"captioner__base_url": f"https://example.org/v1?key={KEY}"},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_a_key_in_the_config_is_refused_and_not_repeated(change, tmp_path):
-    with Misbehaving() as server, pytest.raises(UserError) as told:
-        make_settings(server, "openai", tmp_path, **change)
-    assert "environment variable" in str(told.value) and "SECRET" not in str(told.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"captioner__api": "telepathy"}, "captioner.api must be one of"),
-        ({"captioner__concurrency": 0}, "captioner.concurrency must be at least 1"),
-        ({"requests__levels": ("realistic", "dull")}, "requests.levels must be of"),
-        ({"budget_usd": -1.0, "captioner__price": None}, "captioner.price"),
-    ],
-)
-def test_settings_that_cannot_be(change, match, tmp_path):
-    with Misbehaving() as server, pytest.raises(UserError, match=match):
-        make_settings(server, "openai", tmp_path, **change)
