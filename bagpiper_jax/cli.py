@@ -9,6 +9,9 @@ import os
 import sys
 
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.preparation import command as preparing
+from bagpiper_jax.preparation.filters import commands as filtering
+from bagpiper_jax.simulation import commands as simulating
 
 # the clone that the package is run from, if it is run from one
 _CLONE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -18,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a subcommand; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and args.command not in (_train, _compile):
+    if rest and args.command not in (_train, _compile, filtering.run, simulating.run):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     args.rest = rest
     try:
@@ -80,6 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     compiler.add_argument(
         "--largest", action="store_true", help="raise the batch until the slice does not hold it"
     )
+
+    data = commands.add_parser("data", help="from recordings to data to train on")
+    data_commands = data.add_subparsers(required=True, metavar="COMMAND")
+    preparing.add_prepare_parser(data_commands)
+    filtering.add_filter_parser(data_commands).set_defaults(command=filtering.run)
+    simulating.add_simulate_parser(commands).set_defaults(command=simulating.run)
 
     release = commands.add_parser("release", help="write a run's weights as a small directory")
     release.set_defaults(command=_release)
