@@ -17,7 +17,8 @@ from flax import nnx
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import make_directory, write_whole
 from bagpiper_jax.input_pipeline.batch import Batch, stack_rows
-from bagpiper_jax.input_pipeline.packed_scenes import PackedScenes, RowShape, load_corpus
+from bagpiper_jax.input_pipeline.packed_scenes import PackedScenes, load_corpus
+from bagpiper_jax.input_pipeline.packing import RowShape
 from bagpiper_jax.loading import load
 from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.config import get_config
