@@ -113,8 +113,8 @@ class RowPlan:
         self._keys = [key_of("order", seed, source.identity) for source in sources]
         self._row_key = key_of("rows", seed)
         nothing = (0,) * len(sources)
-        self._known = {0: Position(0, nothing, nothing, ())}
-        self._kept = [0]  # windows of `_known`, sorted
+        self._latest = Position(0, nothing, nothing, ())
+        self._kept = [self._latest]  # by window
         self._window = functools.lru_cache(maxsize=2)(self._make_window)
 
     def __getitem__(self, row: int) -> list[Planned]:
@@ -138,35 +138,49 @@ class RowPlan:
 
     def resume(self, position: Position) -> None:
         """Makes a position known, so that windows from there on need nothing before it."""
-        if position.window not in self._known:
-            bisect.insort(self._kept, position.window)
-        self._known[position.window] = position
+        self._latest = position
+        self._keep(position)
+
+    def _keep(self, position: Position) -> None:
+        at = bisect.bisect_left(self._kept, position.window, key=_window_of)
+        if at == len(self._kept) or self._kept[at].window > position.window:
+            self._kept.insert(at, position)
 
     def _position(self, window: int) -> Position:
-        if window in self._known:
-            return self._known[window]
-        at = self._known[self._kept[bisect.bisect_right(self._kept, window) - 1]]
+        at = self._kept[bisect.bisect_right(self._kept, window, key=_window_of) - 1]
+        if at.window < self._latest.window <= window:
+            at = self._latest
         while at.window < window:
             at = self._planned(at)[2]
-            if at.window % _KEPT == 0:
-                self.resume(at)
         return at
 
     def _make_window(self, window: int) -> tuple[Drawn, np.ndarray]:
-        drawn, found, following = self._planned(self._position(window))
-        self._forward(following)
-        places = shuffled(np.arange(WINDOW_ROWS), WINDOW_ROWS, self._row_key + np.uint64(window))
+        drawn, found, _ = self._planned(self._position(window))
+        places = self._places(window, drawn, found)
         row = np.where(found >= 0, places[found], WINDOW_ROWS)  # what found no room comes last
         starts = np.searchsorted(np.sort(row), np.arange(WINDOW_ROWS + 1))
         return drawn.take(np.argsort(row, kind="stable")), starts
 
-    def _forward(self, following: Position) -> None:
-        """Keeps the position after the last window, and forgets the one that stood for it."""
-        last = self._kept[-1]
-        if following.window == last + 1 and last % _KEPT:
-            self._kept.pop()
-            del self._known[last]
-        self.resume(following)
+    def _places(self, window: int, drawn: Drawn, found: np.ndarray) -> np.ndarray:
+        """Where each packed row of a window comes in its order.
+
+        First-fit leaves alike examples in a row. So of the rows, shuffled, the next one is always
+        that which brings the sources nearest to their shares of the tokens so far.
+        """
+        shares = np.array([source.share for source in self._sources])
+        tokens = np.zeros((WINDOW_ROWS, len(shares)), np.int64)
+        placed = found >= 0
+        np.add.at(tokens, (found[placed], drawn.source[placed]), drawn.rows[placed])
+        # whole numbers, whose sums are the same on every machine
+        excess = tokens - np.rint(tokens.sum(1, keepdims=True) * shares).astype(np.int64)
+        left = shuffled(np.arange(WINDOW_ROWS), WINDOW_ROWS, self._row_key + np.uint64(window))
+        places, so_far = np.empty(WINDOW_ROWS, np.int64), np.zeros(len(shares), np.int64)
+        for place in range(WINDOW_ROWS):
+            nearest = np.argmin(np.square(so_far + excess[left]).sum(1))
+            places[left[nearest]] = place
+            so_far += excess[left[nearest]]
+            left = np.delete(left, nearest)
+        return places
 
     def _planned(self, at: Position) -> tuple[Drawn, np.ndarray, Position]:
         """Examples of a window, the row of each (−1: none), and the position after it."""
@@ -174,7 +188,11 @@ class RowPlan:
         found = first_fit(drawn.rows, drawn.windows, WINDOW_ROWS, self._shape)
         left = np.flatnonzero(found < 0)
         passed_on = tuple(zip(drawn.source[left].tolist(), drawn.number[left].tolist()))
-        return drawn, found, Position(at.window + 1, read, tokens, passed_on)
+        following = Position(at.window + 1, read, tokens, passed_on)
+        self._latest = following
+        if following.window % _KEPT == 0:
+            self._keep(following)
+        return drawn, found, following
 
     def _draw(self, at: Position) -> tuple[Drawn, tuple[int, ...], tuple[int, ...]]:
         """What was passed on, then what fills the window, each by falling size."""
@@ -230,3 +248,7 @@ class RowPlan:
             parts.append(part)
             tokens -= int(part.rows.sum())
         return Drawn(*map(np.concatenate, zip(*parts))), stop
+
+
+def _window_of(position: Position) -> int:
+    return position.window
