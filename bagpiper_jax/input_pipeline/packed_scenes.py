@@ -189,13 +189,6 @@ class PackedScenes:
         return [rows[i] for i in order]
 
 
-def one_blas_thread(*_) -> None:
-    """Starts a data worker: threads of small matmuls would spin and take the training's cores."""
-    import threadpoolctl
-
-    threadpoolctl.threadpool_limits(1)
-
-
 def _packed(examples: list[Planned], shape: RowShape) -> list[list[Planned]]:
     """The rows of a window; what does not fit is left out."""
     rows = np.array([e.rows for e in examples])
