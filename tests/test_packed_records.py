@@ -85,8 +85,8 @@ def test_where_mel_windows_are_scarce_the_shares_hold_still():
     found = plan_statistics(source)
     assert found.window_fill > 0.97 and found.fill < 0.9
     for part in found.sources.values():
-        assert part.share == pytest.approx(part.wanted, rel=0.01)
-        assert part.worst_share == pytest.approx(part.wanted, rel=0.03)  # while clips pile up first
+        # at first clips pile up, less than a window of them; from then on the shares are exact
+        assert part.share == pytest.approx(part.wanted, rel=0.03)
 
 
 sizes = st.lists(st.tuples(st.integers(-1, 700), st.integers(0, 5)), min_size=1, max_size=120)
@@ -206,7 +206,7 @@ def test_a_row_holds_what_was_planned(make, clips, small_tokenizer):
     vocab = get_config("tiny").vocab
     for number in (0, 1, 64):
         row, plan = source[number], source.plan[number]
-        assert row.tokens.shape == (512, 8) and row.mel.shape == (16, 100, 128)
+        assert row.tokens.shape == (512, 4) and row.mel.shape == (16, 100, 128)
         assert row.segment_ids.max() == len(plan) > 0
         for segment, planned in enumerate(plan, start=1):
             task = source.sources[planned.source].task
@@ -304,8 +304,19 @@ def test_a_changed_set_is_told_from_the_saved_one(make, clips, small_tokenizer):
         make(other).resume(saved)
 
 
-def test_another_tokenizer_is_told(clips, letters):
-    source = packed(spread([(clips, "text_only", 1.0)], {"text_only": 1.0}), tokenizer=letters)
+class OneMore:
+    """Another tokenizer: it takes one id more for any text."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+
+    def encode(self, text):
+        return [*self._tokenizer.encode(text), 0]
+
+
+def test_another_tokenizer_is_told(clips, small_tokenizer):
+    sources = spread([(clips, "text_only", 1.0)], {"text_only": 1.0})
+    source = packed(sources, tokenizer=OneMore(small_tokenizer))
     with pytest.raises(UserError, match="record clip-.* positions .* its index says"):
         source[0]
 
