@@ -36,6 +36,7 @@ def get_config(stage: str = "mixture") -> ml_collections.ConfigDict:
     c.frozen = ()  # there is nothing yet that could stay as it is
 
     c.data = ml_collections.ConfigDict()
+    c.data.sets = ()  # (directory, task, weight) of prepared data sets; empty: scenes of corpus
     c.data.corpus = os.path.normpath(os.path.join(_HERE, "..", "data", "mini"))
     c.data.profile = "mixed"  # half short spelled strings, half full scenes
     # share of tokens by task (paper)

@@ -27,6 +27,7 @@ def get_config(size: str = "pod") -> ml_collections.ConfigDict:
     c.frozen = ("audio_tower",)  # (paper)
 
     c.data = ml_collections.ConfigDict()
+    c.data.sets = ()  # (directory, task, weight) of prepared data sets; empty: scenes of corpus
     c.data.corpus = ""  # to be named
     c.data.profile = "scene"
     # share of tokens by task (paper)

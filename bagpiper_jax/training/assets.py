@@ -67,6 +67,8 @@ def _put_tokenizer(run: RunConfig, config: BagpiperConfig, workdir: str) -> None
         tokenizer = SentencePieceTokenizer.load(path)
     elif config.vocab.text_size > _LARGEST_FITTED:
         raise UserError("config key data.tokenizer: name the tokenizer.json of Qwen3")
+    elif run.data.sets:
+        raise UserError("config key data.tokenizer: name the one that data.sets were prepared with")
     else:
         captions = train_captions(load_corpus(run.data.corpus), run.seed, _TOKENIZER_CAPTIONS)
         tokenizer = SentencePieceTokenizer.train(captions, config.vocab.text_size)
@@ -77,6 +79,8 @@ def _codec(run: RunConfig, config: BagpiperConfig) -> MelCodec:
     path = _given(run, run.data.codec, (CODEC_FILE,))
     if path:
         return MelCodec.load(path)
+    if run.data.sets:
+        raise UserError("config key data.codec: name the one that data.sets were prepared with")
     corpus = load_corpus(run.data.corpus)
     scenes = (
         render_scene(corpus, plan_scene(corpus, run.seed, i, "train", "mixed"))

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import make_directory, write_json
-from bagpiper_jax.input_pipeline.packed_scenes import TASKS
+from bagpiper_jax.input_pipeline import packed_scenes, records
 from bagpiper_jax.input_pipeline.scenes import PROFILE_NAMES
 from bagpiper_jax.modeling.config import get_config
 from bagpiper_jax.modeling.layers import REMAT
@@ -27,6 +27,8 @@ class DataConfig:
     """Where examples come from and how they are packed.
 
     Attributes:
+      sets: (directory, task, weight) of prepared data sets; a task's share of the tokens is divided
+        among its sets by their weights. If empty, scenes of `corpus` are made instead.
       corpus: directory of the mini corpus.
       profile: of the scenes, one of `scenes.PROFILE_NAMES`.
       mixture: share of tokens by task.
@@ -38,6 +40,7 @@ class DataConfig:
         corpus when the run starts.
     """
 
+    sets: tuple[tuple[str, str, float], ...]
     corpus: str
     profile: str
     mixture: dict[str, float]
@@ -211,7 +214,30 @@ def _build(cls, values, where: str):
         if isinstance(frozen, str) or not all(isinstance(path, str) for path in frozen):
             raise UserError(f"config key frozen must be a tuple of paths: {frozen!r}")
         values = values | {"frozen": tuple(frozen)}
+    if "sets" in fields:
+        values = values | {"sets": _as_tuples(values["sets"])}
     return cls(**values)
+
+
+def _as_tuples(sets) -> tuple:
+    """Rows of a list or tuple, as tuples; anything else as it is, for `_check_sets` to tell."""
+    if not isinstance(sets, list | tuple):
+        return (sets,)
+    return tuple(tuple(row) if isinstance(row, list | tuple) else row for row in sets)
+
+
+def _check_sets(sets: tuple) -> None:
+    for row in sets:
+        match row:
+            case (str(), str(task), int() | float() as weight) if weight >= 0:
+                if task not in records.TASKS:
+                    raise UserError(
+                        f"config key data.sets: task {task!r} is none of {records.TASKS}"
+                    )
+            case _:
+                raise UserError(
+                    f"config key data.sets must hold (directory, task, weight), not {row!r}"
+                )
 
 
 def _check(run: RunConfig) -> None:
@@ -230,8 +256,10 @@ def _check(run: RunConfig) -> None:
     for key, value in positive.items():
         if value <= 0:
             raise UserError(f"config key {key} must be positive, not {value}")
-    if set(run.data.mixture) - set(TASKS) or sum(run.data.mixture.values()) <= 0:
-        raise UserError(f"config key data.mixture must weigh some of {TASKS}: {run.data.mixture}")
+    _check_sets(run.data.sets)
+    tasks = records.TASKS if run.data.sets else packed_scenes.TASKS
+    if set(run.data.mixture) - set(tasks) or sum(run.data.mixture.values()) <= 0:
+        raise UserError(f"config key data.mixture must weigh some of {tasks}: {run.data.mixture}")
     if run.optimizer.warmup_steps >= run.steps:
         raise UserError("config key optimizer.warmup_steps must be smaller than steps")
     for key, value, choices in (
@@ -253,6 +281,7 @@ def _check(run: RunConfig) -> None:
     if run.data.profile not in PROFILE_NAMES:
         raise UserError(f"config key data.profile must be one of {', '.join(PROFILE_NAMES)}")
     for key, path in (
+        *(("data.sets", directory) for directory, _, _ in run.data.sets),
         ("data.corpus", run.data.corpus),
         ("data.tokenizer", run.data.tokenizer),
         ("data.codec", run.data.codec),

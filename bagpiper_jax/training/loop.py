@@ -17,7 +17,12 @@ from flax import nnx
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import make_directory, write_whole
 from bagpiper_jax.input_pipeline.batch import Batch, stack_rows
-from bagpiper_jax.input_pipeline.packed_scenes import PackedScenes, RowShape, load_corpus
+from bagpiper_jax.input_pipeline.mixture import Source, spread
+from bagpiper_jax.input_pipeline.packed_records import PackedRecords
+from bagpiper_jax.input_pipeline.packed_scenes import PackedScenes, load_corpus
+from bagpiper_jax.input_pipeline.packing import RowShape
+from bagpiper_jax.input_pipeline.prepared import open_prepared
+from bagpiper_jax.input_pipeline.step_rows import host_batches
 from bagpiper_jax.loading import load
 from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.config import get_config
@@ -51,21 +56,36 @@ _MAX_SKIPPED, _SKIPPED_WITHIN = 20, 1000
 _PROFILED = range(10, 15)  # steps after the first one, which compiles
 
 
-def make_source(run: RunConfig, assets: Assets) -> PackedScenes:
-    """The rows of a run, by number."""
+def make_source(run: RunConfig, assets: Assets) -> PackedRecords | PackedScenes:
+    """The rows of a run, by number.
+
+    Raises:
+      UserError: a prepared set that does not open, or of which nothing fits.
+    """
     data = run.data
+    settings = {
+        "shape": RowShape(data.length, data.windows),
+        "num_rows": run.steps * data.rows,
+        "seed": run.seed,
+        "cfg_dropout": data.cfg_dropout,
+    }
+    if data.sets:
+        return PackedRecords(_prepared(run), assets.config, assets.tokenizer, **settings)
     return PackedScenes(
         data.corpus,
         assets.config,
         assets.tokenizer,
         assets.codec,
-        shape=RowShape(data.length, data.windows),
-        num_rows=run.steps * data.rows,
-        seed=run.seed,
         profile=data.profile,
         mixture=data.mixture,
-        cfg_dropout=data.cfg_dropout,
+        **settings,
     )
+
+
+def _prepared(run: RunConfig) -> list[Source]:
+    opened = {directory: open_prepared(directory) for directory, _, _ in run.data.sets}
+    sets = [(opened[directory], task, weight) for directory, task, weight in run.data.sets]
+    return spread(sets, run.data.mixture)
 
 
 def initial_params(run: RunConfig, model: Bagpiper, mesh) -> dict:
@@ -134,7 +154,10 @@ def train(
         Checkpoints(workdir, keep=run.keep, keep_every=run.keep_every, hosts=names) as checkpoints,
         _Terminated() as terminated,
     ):
-        state, shardings, start = _start(run, model, optimizer, mesh, checkpoints, must_resume)
+        state, shardings, position = _start(run, model, optimizer, mesh, checkpoints, must_resume)
+        start = position["batches"]
+        if "data" in position:
+            source.resume(position["data"])
         step_fn = make_train_step(
             model,
             optimizer,
@@ -143,7 +166,8 @@ def train(
             shardings=shardings,
         )
         # generation runs in one process, which must hold all weights
-        sample = make_samples(run) if make_samples and jax.process_count() == 1 else None
+        sampled = make_samples and run.data.corpus and jax.process_count() == 1
+        sample = make_samples(run) if sampled else None
         skipped: list[int] = []
         own = workdir if hosts.is_first() else None  # where this process writes
         speed = Speed.of(run, assets.config, jax.local_devices()[0], mesh.size)
@@ -151,7 +175,7 @@ def train(
             MetricsLog(own, start=start, steps=run.steps, speed=speed, wandb=wandb) as log,
             feed.Ahead(
                 lambda: (
-                    feed.host_batches(source, rows, mine, start, run.data.workers)
+                    host_batches(source, rows, mine, start, run.data.workers)
                     if start < run.steps
                     else iter(())
                 )
@@ -184,7 +208,7 @@ def train(
                         done,
                         state.params,
                         {"step": state.step, "state": state.opt_state},
-                        {"batches": done},
+                        {"batches": done, **_position(source, done * rows)},
                     )
                 if sample is not None and not stopping:
                     if done % run.sample_every == 0 or last:
@@ -204,9 +228,12 @@ def _devices(run: RunConfig) -> list[jax.Device]:
 
 def _check(run: RunConfig, workdir: str, mesh) -> None:
     """Tells what is wrong before the workdir is claimed."""
-    if not run.data.corpus:
-        raise UserError("config key data.corpus: name the corpus to train on")
-    load_corpus(run.data.corpus)
+    if not run.data.corpus and not run.data.sets:
+        raise UserError("config key data.sets: name the prepared sets, or data.corpus, to train on")
+    if run.data.sets:
+        _prepared(run)
+    else:
+        load_corpus(run.data.corpus)
     wanted = get_config(run.model)
     optimizer = make_optimizer(run.optimizer, run.steps)
     state_shardings(mesh, weight_shapes(wanted), optimizer, run.frozen)
@@ -233,7 +260,7 @@ def _check_rows(source, local: Batch, number: int, mine, rows: int, names: list[
 
 
 def _start(run: RunConfig, model, optimizer, mesh, checkpoints: Checkpoints, must_resume: bool):
-    """State to go on from, where its arrays lie, and the number of steps done."""
+    """State to go on from, where its arrays lie, and the position in the data."""
     shapes = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     shardings = state_shardings(mesh, shapes, optimizer, run.frozen)
     if checkpoints.latest_step is not None:
@@ -241,15 +268,22 @@ def _start(run: RunConfig, model, optimizer, mesh, checkpoints: Checkpoints, mus
         params, saved, position = checkpoints.restore(
             abstract.params, {"step": abstract.step, "state": abstract.opt_state}
         )
-        return TrainState(saved["step"], params, saved["state"]), shardings, position["batches"]
+        return TrainState(saved["step"], params, saved["state"]), shardings, position
     if must_resume:
         raise UserError("there is no checkpoint to resume from: leave out --resume to start anew")
     params = initial_params(run, model, mesh)
     make = jax.jit(lambda p: init_state(p, optimizer, run.frozen), out_shardings=shardings)
-    return make(params), shardings, 0
+    return make(params), shardings, {"batches": 0}
 
 
-def _give_up(source: PackedScenes, rows: int, skipped: list[int], workdir: str) -> None:
+def _position(source: PackedRecords | PackedScenes, row: int) -> dict:
+    """What a checkpoint keeps of the data beside the steps; scenes need nothing."""
+    return {"data": source.position(row)} if isinstance(source, PackedRecords) else {}
+
+
+def _give_up(
+    source: PackedRecords | PackedScenes, rows: int, skipped: list[int], workdir: str
+) -> None:
     """Writes the batch of the last skipped step for inspection, and ends the run."""
     step = skipped[-1]
     path = os.path.join(workdir, "skipped", f"step_{step}.npz")
