@@ -26,6 +26,7 @@ TRAIN = [
     "tensorboardX>=2.6.2,<3",  # writes TensorBoard event files without tensorflow
     "tqdm>=4.66,<5",
     "threadpoolctl>=3.5,<4",  # keeps data workers to one thread
+    "numba>=0.60,<1",  # orders of examples; librosa needs it too
 ]
 
 TOKENIZERS = "tokenizers>=0.22,<0.24"  # reads the tokenizer.json of Qwen3

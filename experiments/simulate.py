@@ -1,7 +1,7 @@
 """Rich captions and dialogues by language models: `bagpiper simulate STAGE --config …`.
 
-Keys come from the environment (`OPENAI_API_KEY`, `GEMINI_API_KEY`, or what `key_env` of a model names).
-Prices are to be checked against the provider's list.
+Keys come from the environment (what `key_env` of a model names). Prices are to be checked against
+the provider's list.
 """
 
 import ml_collections

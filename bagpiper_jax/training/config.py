@@ -290,6 +290,8 @@ def _check(run: RunConfig) -> None:
             raise UserError(f"config key {key}: there is no {path}")
 
 
+# keys that runs of version 0.1.0 did not have, and what they did
+_LATER = {"data.sets": []}
 # what may change between the parts of a run: the numbers do not depend on it, but for rounding
 _FREE = {
     *("data.corpus", "data.workers", "log_every", "sample_every", "save_every"),
@@ -313,7 +315,7 @@ def claim_workdir(workdir: str, run: RunConfig, *, must_resume: bool = False) ->
                 theirs = json.load(f)
         except ValueError as e:
             raise UserError(f"{path} is damaged: choose another --workdir") from e
-        mine, theirs = _flat(mine), _flat(theirs)
+        mine, theirs = _flat(mine), _LATER | _flat(theirs)
         differing = sorted(
             key for key in {*mine, *theirs} - _FREE if mine.get(key) != theirs.get(key)
         )
