@@ -141,7 +141,9 @@ def _device_loss(shape: HeadShape, with_grad: bool, axes, hidden, head, stream_e
     total, d_head, d_offsets = total
     d_offsets = d_offsets.astype(shape.dtype)
     d_emb = jnp.pad(product("kv,vd->kd", d_offsets, head[codec]), ((1, 0), (0, 0)))
-    d_head = d_head.at[codec].add(product("kv,kd->vd", d_offsets, emb))
+    # the streams' offsets are logits of rows that hold the stream embeddings
+    around = (codec.start, len(head) - codec.stop)
+    d_head = _add_product(d_head, jnp.pad(d_offsets, ((0, 0), around)), emb)
     if "tensor" in axes:
         d_emb = jax.lax.psum(d_emb, "tensor")
     d_emb = scatter_table([a for a in axes if a != "tensor"], d_emb, dimension=1)
