@@ -1,7 +1,7 @@
 """Pre-training of Bagpiper 8B: the decoder learns, the audio encoder stays as it is.
 
     bagpiper train --config experiments/pretrain_8b.py --config.init_from=runs/warmup \\
-        --config.data.corpus=CORPUS --workdir runs/pretrain
+        --config.data.sets=SETS --workdir runs/pretrain
     bagpiper compile --config experiments/pretrain_8b.py --topology v5p:4x4x8
 
 Sizes: `pretrain_8b.py:chips1`, `:chips8`, `:pod` (the default). They differ in how a step is

@@ -1,7 +1,7 @@
 """Fine-tuning of Bagpiper 8B on dialogues that caption first, then answer or render.
 
     bagpiper train --config experiments/sft_8b.py --config.init_from=runs/pretrain \\
-        --config.data.corpus=CORPUS --workdir runs/sft
+        --config.data.sets=SETS --workdir runs/sft
 
 `init_from` may be a converted public checkpoint as well. Sizes and all that is not named here are
 those of `pretrain_8b.py`.
@@ -16,6 +16,7 @@ def get_config(size: str = "pod"):
     c.steps = 50_000  # (paper)
     # a quarter of pre-training's: no accumulation there, against 4 (reference)
     c.data.batch_tokens = 262_144
+    c.data.mixture = {"dialogue": 1.0}  # understanding and generation together (paper)
     c.optimizer.peak_lr = 1e-5  # (paper)
     c.optimizer.final_ratio = 0.1  # (paper)
     c.optimizer.warmup_steps = 1_000  # (paper)

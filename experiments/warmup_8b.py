@@ -3,7 +3,7 @@
     bagpiper convert Qwen3-8B-Base new_8b --to orbax --tower TOWER --codec CODEC \\
         --tokenizer tokenizer.json
     bagpiper train --config experiments/warmup_8b.py --config.init_from=new_8b \\
-        --config.data.corpus=CORPUS --workdir runs/warmup
+        --config.data.sets=SETS --workdir runs/warmup
 
 Embeddings, head, stream embeddings, adaptor and the final norm are trained. Sizes and all that is
 not named here are those of `pretrain_8b.py`.

@@ -257,7 +257,8 @@ def _check(run: RunConfig) -> None:
         if value <= 0:
             raise UserError(f"config key {key} must be positive, not {value}")
     _check_sets(run.data.sets)
-    tasks = records.TASKS if run.data.sets else packed_scenes.TASKS
+    scenes = run.data.corpus and not run.data.sets
+    tasks = packed_scenes.TASKS if scenes else records.TASKS
     if set(run.data.mixture) - set(tasks) or sum(run.data.mixture.values()) <= 0:
         raise UserError(f"config key data.mixture must weigh some of {tasks}: {run.data.mixture}")
     if run.optimizer.warmup_steps >= run.steps:
