@@ -64,7 +64,7 @@ def test_a_converted_checkpoint_is_a_start(finished, tmp_path):
 def test_frozen_parts_need_weights_and_training_a_corpus(tmp_path):
     with pytest.raises(UserError, match="init_from: name the weights of what is frozen"):
         train(stage("pretrain_8b.py"), str(tmp_path / "run"))
-    with pytest.raises(UserError, match=r"data\.corpus: name the corpus"):
+    with pytest.raises(UserError, match=r"data\.sets: name the prepared sets"):
         train(stage("pretrain_8b.py", "--config.data.corpus="), str(tmp_path / "run"))
     assert not os.path.exists(tmp_path / "run")
 

@@ -337,6 +337,8 @@ def _flat(values: dict, prefix: str = "") -> dict:
     for key, value in values.items():
         if isinstance(value, dict):
             out.update(_flat(value, f"{prefix}{key}."))
+        elif prefix + key == "data.sets":  # a set may be moved: the checkpoint knows its contents
+            out[prefix + key] = [[task, weight] for _, task, weight in value]
         else:
             out[prefix + key] = value
     return out
