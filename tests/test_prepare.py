@@ -183,7 +183,7 @@ def test_two_preparations_do_not_meet(corpus, made, tmp_path, monkeypatch):
 def test_damaged_sets_are_told(prepared, tmp_path):
     damages = {
         "dataset.json": ("", "is damaged"),
-        "index.npz": ("PK", "is damaged"),
+        "index.npy": ("PK", "is damaged"),
         "records-00000-of-00007.arrayrecord": ("x", "is missing or damaged"),
     }
     for number, (name, (content, message)) in enumerate(damages.items()):

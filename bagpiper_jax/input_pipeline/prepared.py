@@ -1,7 +1,8 @@
 """`PreparedSet`: random access to the records of a prepared data set, and its index.
 
-A set is a directory: `dataset.json` (what it holds, how it was made), `index.npz` (sizes of every
-record, all that planning needs) and ArrayRecord shards of group size 1.
+A set is a directory: `dataset.json` (what it holds, how it was made), `index.npy` (a table of the
+sizes of every record, all that planning needs; processes share it) and ArrayRecord shards of group
+size 1.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import dataclasses
 import functools
 import json
 import os
-import zipfile
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from bagpiper_jax.errors import UserError
 from bagpiper_jax.input_pipeline.records import TASKS, Record
 
 FORMAT = "bagpiper-prepared-1"
-DATASET_FILE, INDEX_FILE, QUARANTINE_FILE = "dataset.json", "index.npz", "quarantine.jsonl"
+DATASET_FILE, INDEX_FILE, QUARANTINE_FILE = "dataset.json", "index.npy", "quarantine.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,23 +111,20 @@ class PreparedSet:
         return ArrayRecordDataSource(shards)
 
     @functools.cached_property
-    def _index(self) -> dict[str, np.ndarray]:
+    def _index(self) -> np.ndarray:
         path = os.path.join(self.directory, INDEX_FILE)
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                index = {name: file[name] for name in file.files}
+        try:  # an empty table cannot be mapped
+            index = np.load(path, mmap_mode="r" if len(self) else None, allow_pickle=False)
         except FileNotFoundError:
             raise UserError(f"there is no {path}: prepare the data again") from None
-        except (OSError, ValueError, zipfile.BadZipFile, EOFError) as e:
+        except (OSError, ValueError, EOFError) as e:
             raise UserError(f"{path} is damaged: prepare the data again ({e})") from e
-        if any(len(column) != len(self) for column in index.values()):
+        if index.shape != (len(self),) or not index.dtype.names:
             raise UserError(f"{path} does not belong to its {DATASET_FILE}: prepare the data again")
-        for column in index.values():
-            column.flags.writeable = False
         return index
 
     def _column(self, name: str) -> np.ndarray:
-        if name not in self._index:
+        if name not in self._index.dtype.names:
             path = os.path.join(self.directory, INDEX_FILE)
             raise UserError(f"{path} has no {name}: prepare the data again")
         return self._index[name]

@@ -1,4 +1,4 @@
-"""What a prepared set holds, counted: `index.npz`, `quarantine.jsonl` and, last, `dataset.json`."""
+"""What a prepared set holds, counted: `index.npy`, `quarantine.jsonl` and, last, `dataset.json`."""
 
 from __future__ import annotations
 
@@ -70,8 +70,12 @@ def write_report(
 
 
 def _save(path: str, index: dict[str, np.ndarray]) -> None:
+    columns = [(name, column.dtype) for name, column in index.items()]
+    table = np.zeros(len(index["shard"]), np.dtype(columns, align=True))
+    for name, column in index.items():
+        table[name] = column
     with open(path, "wb") as f:
-        np.savez_compressed(f, **index)
+        np.save(f, table)
 
 
 def _index(notes, kept) -> dict[str, np.ndarray]:
@@ -82,14 +86,13 @@ def _index(notes, kept) -> dict[str, np.ndarray]:
         "shard": np.repeat(np.arange(len(kept), dtype=np.int32), counts),
         "offset": np.concatenate(offsets),
         "seconds": np.array(_column("seconds", notes, kept), np.float32),
-        "domain": np.array(
-            [DOMAINS.index(domain) for domain, _, _ in _column("labels", notes, kept)], np.uint8
-        ),
     }
     sizes = _column("sizes", notes, kept)
     for task in TASKS:
         pairs = np.array([size.get(task, (-1, -1)) for size in sizes], np.int32).reshape(-1, 2)
         index[f"rows/{task}"], index[f"windows/{task}"] = pairs.T.copy()
+    domains = [DOMAINS.index(domain) for domain, _, _ in _column("labels", notes, kept)]
+    index["domain"] = np.array(domains, np.uint8)
     return index
 
 
