@@ -12,11 +12,9 @@ import pytest
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.input_pipeline.packed_scenes import (
     PackedScenes,
-    Planned,
-    RowShape,
-    first_fit,
     load_corpus,
 )
+from bagpiper_jax.input_pipeline.packing import RowShape
 from bagpiper_jax.input_pipeline.scenes import splits, train_captions
 from bagpiper_jax.modeling.config import get_config
 from bagpiper_jax.tokenizer import SentencePieceTokenizer
@@ -175,19 +173,6 @@ def test_cfg_dropout(make):
     assert 6 <= dropped <= 18
     text = always.example(always.plan_example("text_only", 0))
     assert text.tokens[0, 0] == 1
-
-
-def test_first_fit_by_falling_size():
-    def example(rows, windows=0):
-        return Planned("text_only", None, rows, windows)
-
-    sizes = [(10, 0), (60, 0), (40, 4), (50, 4), (30, 0), (80, 0)]
-    rows = first_fit([example(*s) for s in sizes], 2, RowShape(100, 4))
-    # by size: (50, 4) 1.5, (40, 4) 1.4, 80 fits nowhere, 60, 30 nowhere, 10
-    assert [[(e.rows, e.windows) for e in row] for row in rows] == [
-        [(50, 4), (30, 0), (10, 0)],
-        [(40, 4), (60, 0)],
-    ]
 
 
 def test_bad_settings(make):

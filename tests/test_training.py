@@ -14,6 +14,7 @@ import pytest
 from tiny_run import CONFIG, TINY, copy_assets, losses, settings
 
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.input_pipeline.step_rows import host_batches
 from bagpiper_jax.release import (
     CODEC_FILE,
     TOKENIZER_FILE,
@@ -25,7 +26,6 @@ from bagpiper_jax.release import (
 from bagpiper_jax.samples import SceneSamples
 from bagpiper_jax.store import Checkpoints
 from bagpiper_jax.training.config import claim_workdir, load_config
-from bagpiper_jax.training.feed import host_batches
 from bagpiper_jax.training.loop import make_source, train
 from bagpiper_jax.training.optimizer import decayed
 

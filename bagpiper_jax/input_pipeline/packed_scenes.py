@@ -22,6 +22,7 @@ from bagpiper_jax.conversation import (
 )
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.input_pipeline.batch import Batch, block_windows, pack_row
+from bagpiper_jax.input_pipeline.packing import RowShape, by_falling_size, first_fit
 from bagpiper_jax.input_pipeline.scenes import Corpus, Scene, plan_scene, render_scene
 from bagpiper_jax.input_pipeline.scenes.scene import generator
 from bagpiper_jax.log_mel import clip_tokens, mel_windows, num_windows
@@ -51,14 +52,6 @@ class Planned:
     task: str
     scene: Scene
     rows: int
-    windows: int
-
-
-@dataclasses.dataclass(frozen=True)
-class RowShape:
-    """Sizes of a packed row: T positions, W mel windows."""
-
-    length: int
     windows: int
 
 
@@ -186,7 +179,7 @@ class PackedScenes:
                 left -= planned.rows
                 if planned.rows <= self._shape.length and planned.windows <= self._shape.windows:
                     examples.append(planned)
-        rows = first_fit(examples, _WINDOW_ROWS, self._shape)
+        rows = _packed(examples, self._shape)
         if not all(rows):
             raise UserError(
                 f"most scenes do not fit rows of {self._shape.length} positions and "
@@ -196,31 +189,13 @@ class PackedScenes:
         return [rows[i] for i in order]
 
 
-def one_blas_thread(*_) -> None:
-    """Starts a data worker: threads of small matmuls would spin and take the training's cores."""
-    import threadpoolctl
-
-    threadpoolctl.threadpool_limits(1)
-
-
-def first_fit(examples: list[Planned], num_rows: int, shape: RowShape) -> list[list[Planned]]:
-    """Packs by falling size into exactly `num_rows` rows; what does not fit is left out.
-
-    Size counts rows and mel windows alike: by rows alone, captioning examples would come last and
-    find the windows of full rows wasted.
-    """
-    rows: list[list[Planned]] = [[] for _ in range(num_rows)]
-    free = np.full(num_rows, shape.length)
-    free_windows = np.full(num_rows, shape.windows)
-
-    def size(example: Planned) -> float:
-        return example.rows / shape.length + example.windows / shape.windows
-
-    for example in sorted(examples, key=size, reverse=True):
-        fits = (free >= example.rows) & (free_windows >= example.windows)
-        if fits.any():
-            row = int(np.argmax(fits))
-            rows[row].append(example)
-            free[row] -= example.rows
-            free_windows[row] -= example.windows
-    return rows
+def _packed(examples: list[Planned], shape: RowShape) -> list[list[Planned]]:
+    """The rows of a window; what does not fit is left out."""
+    rows = np.array([e.rows for e in examples])
+    windows = np.array([e.windows for e in examples])
+    order = by_falling_size(rows, windows, shape)
+    packed: list[list[Planned]] = [[] for _ in range(_WINDOW_ROWS)]
+    for example, row in zip(order, first_fit(rows[order], windows[order], _WINDOW_ROWS, shape)):
+        if row >= 0:
+            packed[row].append(examples[example])
+    return packed

@@ -10,54 +10,15 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 
-import grain
 import jax
 import numpy as np
-from absl import flags
 from jax.sharding import NamedSharding
 
 from bagpiper_jax.errors import UserError
-from bagpiper_jax.input_pipeline.batch import Batch, stack_rows
-from bagpiper_jax.input_pipeline.packed_scenes import PackedScenes, one_blas_thread
+from bagpiper_jax.input_pipeline.batch import Batch
 
 _SAY_AFTER = 60.0  # seconds without a batch until it is said
 _STOP_AFTER = 1800.0  # and until the run stops
-
-
-class StepRows:
-    """The rows of a source that this process needs, in the order of the steps."""
-
-    def __init__(self, source: PackedScenes, rows: int, mine: np.ndarray):
-        """Of every `rows` rows of the source, those numbered `mine`."""
-        self._source, self._rows, self._mine = source, rows, mine
-
-    def __len__(self) -> int:
-        return len(self._source) // self._rows * len(self._mine)
-
-    def __getitem__(self, number: int) -> Batch:
-        step, place = divmod(int(number), len(self._mine))
-        return self._source[step * self._rows + int(self._mine[place])]
-
-    def __repr__(self) -> str:  # Grain compares and prints sources
-        return f"StepRows({self._source!r}, {self._rows}, {self._mine.tolist()})"
-
-
-def host_batches(
-    source: PackedScenes, rows: int, mine: np.ndarray, start: int, workers: int
-) -> Iterator[Batch]:
-    """This process's rows of each step from step `start` on, in `workers` processes (0: here).
-
-    Rows are random access, so the position is one number, on any number of hosts and workers.
-    """
-    dataset = grain.MapDataset.source(StepRows(source, rows, mine))
-    dataset = dataset.batch(len(mine), drop_remainder=True, batch_fn=stack_rows)[start:]
-    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
-    if workers:
-        if not flags.FLAGS.is_parsed():  # Grain reads absl flags when it starts workers
-            flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
-        dataset = dataset.mp_prefetch(options, worker_init_fn=one_blas_thread)
-    return iter(dataset)
 
 
 def own_rows(sharding: NamedSharding, rows: int, micro_batches: int) -> np.ndarray:

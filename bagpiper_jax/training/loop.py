@@ -17,7 +17,9 @@ from flax import nnx
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import make_directory, write_whole
 from bagpiper_jax.input_pipeline.batch import Batch, stack_rows
-from bagpiper_jax.input_pipeline.packed_scenes import PackedScenes, RowShape, load_corpus
+from bagpiper_jax.input_pipeline.packed_scenes import PackedScenes, load_corpus
+from bagpiper_jax.input_pipeline.packing import RowShape
+from bagpiper_jax.input_pipeline.step_rows import host_batches
 from bagpiper_jax.loading import load
 from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.config import get_config
@@ -151,7 +153,7 @@ def train(
             MetricsLog(own, start=start, steps=run.steps, speed=speed, wandb=wandb) as log,
             feed.Ahead(
                 lambda: (
-                    feed.host_batches(source, rows, mine, start, run.data.workers)
+                    host_batches(source, rows, mine, start, run.data.workers)
                     if start < run.steps
                     else iter(())
                 )
