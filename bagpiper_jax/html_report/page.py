@@ -1,4 +1,4 @@
-"""The page around the report: its template and style, and small pieces of HTML."""
+"""A page: its template and style, and small pieces of HTML."""
 
 from __future__ import annotations
 
