@@ -18,7 +18,7 @@ INK, GRID = "#768090", "#76809040"
 BLUE, ORANGE = "#3b82c4", "#d9822b"
 DPI = 140
 TICKS_HZ = (500, 1000, 2000, 4000)
-_SHORTEST = 0.14  # of the picture's width that an event takes in its lane, for its words
+_POINT_WIDTH = 0.24  # of the picture, that the words of a point in time take in its lane
 
 
 class Span(NamedTuple):
@@ -96,12 +96,14 @@ def mel_picture(
 
 
 def in_lanes(spans: Sequence[Span], seconds: float) -> list[tuple[int, Span]]:
-    """Spans with a lane each; nothing overlaps in a lane, the words of short ones included."""
+    """Spans with a lane each; nothing overlaps in a lane, words of points included."""
     placed, ends = [], []
     for span in spans:
-        lane = next((i for i, busy in enumerate(ends) if busy <= span.start), len(ends))
-        room = _SHORTEST * seconds if span.end == span.start else 0.0
-        ends[lane : lane + 1] = [max(span.end, span.start + room)]
+        room = 0.0 if span.end > span.start else _POINT_WIDTH * seconds
+        leftward = room and span.start >= seconds - room
+        start = span.start - room if leftward else span.start
+        lane = next((i for i, busy in enumerate(ends) if busy <= start), len(ends))
+        ends[lane : lane + 1] = [span.end if leftward else span.end + room]
         placed.append((lane, span))
     return placed
 
@@ -142,12 +144,14 @@ def _event_bars(axis: Any, placed: Sequence[tuple[int, Span]], lanes: int, secon
     for lane, (start, end, words, color) in placed:
         length = end - start
         axis.barh(lane, length, left=start, height=0.84, color=color + "20", edgecolor=color)
-        room = int(max(length, 0 if length else _SHORTEST * seconds) * letters)
+        room = int((length or _POINT_WIDTH * seconds) * letters)
         short = words if len(words) <= room else words[: max(room - 1, 0)] + "…"
+        left = length or start < seconds - _POINT_WIDTH * seconds  # else the words would leave it
         axis.text(
-            start + 0.5 / letters,
+            start + (0.5 if left else -0.5) / letters,
             lane,
             short,
+            ha="left" if left else "right",
             va="center",
             fontsize=8,
             color=INK,

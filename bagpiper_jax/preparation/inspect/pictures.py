@@ -12,8 +12,7 @@ from bagpiper_jax.log_mel import TOKENS_PER_WINDOW
 from bagpiper_jax.vocab import Vocabulary
 
 # Okabe and Ito's colours: told apart by everyone, on white and on black
-BLUE, ORANGE, GREEN, PINK, RED, SKY = (
-    "#0072B2",
+ORANGE, GREEN, PINK, RED, SKY = (
     "#E69F00",
     "#009E73",
     "#CC79A7",
@@ -21,7 +20,7 @@ BLUE, ORANGE, GREEN, PINK, RED, SKY = (
     "#56B4E9",
 )
 EMPTY, MARKER, TEXT, CODE, CODE_PAD, HEARD = range(6)
-KIND_COLORS = {MARKER: PINK, TEXT: BLUE, CODE: ORANGE, CODE_PAD: RED, HEARD: GREEN}
+KIND_COLORS = {MARKER: PINK, TEXT: SKY, CODE: ORANGE, CODE_PAD: RED, HEARD: GREEN}
 KIND_NAMES = {
     MARKER: "marker",
     TEXT: "text",
@@ -32,12 +31,12 @@ KIND_NAMES = {
 TASK_COLORS = {
     "text_to_audio": ORANGE,
     "audio_to_text": GREEN,
-    "text_only": BLUE,
+    "text_only": SKY,
     "dialogue": PINK,
 }
-SEGMENTS = (SKY, ORANGE, GREEN, PINK, BLUE, RED)
+SEGMENTS = (SKY, ORANGE, GREEN, PINK, RED)  # black is read on all of them
 _COLUMNS = 1400  # of a picture, about its pixels
-_NO_LOSS = 0.35
+_NO_LOSS = 0.4
 
 
 def histogram(values: Mapping[str, np.ndarray], unit: str) -> str:
@@ -77,7 +76,7 @@ def kinds_of(row: Batch, vocab: Vocabulary) -> np.ndarray:
 def row_picture(row: Batch, vocab: Vocabulary) -> str:
     """A packed row: its segments, the streams (pale where there is no loss), its mel windows."""
     length, streams = row.tokens.shape
-    windows = len(row.mel_frames)
+    windows = len(row.mel_frames) if row.mel_frames.any() else 0
     heights = (0.26, 0.13 * streams, 0.2, 0.75) if windows else (0.26, 0.13 * streams)
     figure, axes = new_figure(11, 0.6 + sum(heights) + 0.1 * len(heights), len(heights),
                               height_ratios=heights)  # fmt: skip
@@ -124,13 +123,11 @@ def _strip(axis, ids: np.ndarray, name: str) -> None:
         number = int(ids[start])
         if number:
             color = segment_color(number)
-            axis.barh(
-                0, stop - start, left=start, height=1, color=color + "99", edgecolor=color, lw=0.8
-            )
+            axis.barh(0, stop - start, left=start, height=1, color=color, edgecolor=INK, lw=0.6)
             if (stop - start) / len(ids) > 0.012:
                 axis.text(
                     (start + stop) / 2, 0, str(number), ha="center", va="center", fontsize=7,
-                    color=INK,
+                    color="black",
                 )  # fmt: skip
     axis.set_xlim(0, len(ids))
     axis.set_ylim(-0.5, 0.5)

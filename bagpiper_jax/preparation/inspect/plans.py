@@ -115,8 +115,8 @@ def plan_section(plans: Sequence[Plan]) -> str:
     parts = [
         page.paragraph(
             "As training would read the sets: tasks mixed by tokens, examples packed first-fit "
-            "into rows. The mark on a bar is the share that was asked for. “Cut” examples lose their "
-            "end at the end of a row; “left out” ones have more mel windows than a row."
+            "into rows. The mark on a bar is the share that was asked for. “Cut” examples lose "
+            "their end at the end of a row; “left out” ones have more mel windows than a row."
         )
     ]
     for plan in plans:

@@ -83,10 +83,8 @@ def _close_look(row: Batch, tools: Tools) -> str:
     """Tokens of some positions, where spoken or heard audio begins."""
     vocab = tools.config.vocab
     kinds = pictures.kinds_of(row, vocab)
-    first = next(
-        (int(np.argmax(found)) for k in (pictures.CODE, pictures.HEARD) if (found := kinds == k)
-         .any(1).any()), 0
-    )  # fmt: skip
+    begins = [np.flatnonzero((kinds == kind).any(1)) for kind in (pictures.CODE, pictures.HEARD)]
+    first = next((int(found[0]) for found in begins if len(found)), 0)
     start = max(first - _BEFORE, 0)
     stop = min(start + _SHOWN, len(kinds))
     head = "".join(f"<th>{row.positions[t]}</th>" for t in range(start, stop))

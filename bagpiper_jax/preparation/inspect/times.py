@@ -10,7 +10,7 @@ from typing import Any
 from bagpiper_jax.html_report.media import BLUE, ORANGE, Span
 
 POINT = "#a855a0"
-MAX_SPANS = 40
+MAX_SPANS = 24
 _WORDS = 48  # letters of an event's name
 _NUMBER = r"~?(\d{1,5}(?:\.\d+)?)"
 _SECONDS = r"\s*(?:s|secs?|seconds)\b"
