@@ -40,14 +40,21 @@ _NO_LOSS = 0.4
 
 
 def histogram(values: Mapping[str, np.ndarray], unit: str) -> str:
-    """Histogram of lengths by task, or of one thing under another name; zeros are left out."""
+    """Histogram of lengths by task, or of one thing under another name; zeros are left out.
+
+    Where a few are far longer than all others, the last bin holds them too.
+    """
     values = {name: found[found > 0] for name, found in values.items()}
     values = {name: found for name, found in values.items() if len(found)}
-    largest = max(int(np.ceil(found.max())) for found in values.values())
-    edges = np.linspace(0, max(largest, 1), 41)
+    largest = max(float(found.max()) for found in values.values())
+    usual = max(float(np.percentile(found, 99.5)) for found in values.values())
+    if largest > 1.5 * usual:
+        unit += f" (longer ones, up to {largest:,.0f}, in the last bin)"
+        largest = usual
+    edges = np.linspace(0, np.ceil(largest), 41)
     figure, (axis,) = new_figure(5.4, 2.6, 1)
     for name, found in values.items():
-        counts, _ = np.histogram(found, edges)
+        counts, _ = np.histogram(np.minimum(found, edges[-1]), edges)
         color = TASK_COLORS.get(name, SKY)
         axis.stairs(counts, edges, color=color, lw=1.6, label=name)
         axis.stairs(counts, edges, color=color, alpha=0.18, fill=True)

@@ -11,6 +11,7 @@ from bagpiper_jax.html_report.media import BLUE, ORANGE, Span
 
 POINT = "#a855a0"
 MAX_SPANS = 24
+_READ = 20_000  # letters of a text
 _WORDS = 48  # letters of an event's name
 _NUMBER = r"~?(\d{1,5}(?:\.\d+)?)"
 _SECONDS = r"\s*(?:s|secs?|seconds)\b"
@@ -40,7 +41,7 @@ def stated_times(texts: Iterable[str]) -> list[Span]:
     Forms like "S1 speaks from 2.12s to 6.33s", "a jingle (00:00–00:02)" and "a thud at 8.1s".
     """
     found: dict[tuple, Span] = {}
-    for text in texts:
+    for text in (text[:_READ] for text in texts):
         taken: list[tuple[int, int]] = []
         for pattern in (_FROM_TO, _CLOCKS, _AT):
             for match in pattern.finditer(text):
@@ -90,7 +91,7 @@ def _words_before(text: str) -> str:
         return f"“{stressed[1]}”: {stressed[2]}"
     clause = re.split(r"[.!?](?=\s|[A-Z])|[\n,;:“”\"]", text.rstrip(" (,;:-–"))[-1]
     words = _LEAD.sub("", clause).strip(" ('`*-–")
-    words = re.sub(r"^(?:and|while|then|the|a|an|which)\s+", "", words, flags=re.IGNORECASE)
+    words = re.sub(r"^(?:(?:and|while|then|the|a|an|which)\s+)+", "", words, flags=re.IGNORECASE)
     return words if len(words) <= _WORDS else "…" + words[-_WORDS:]
 
 
