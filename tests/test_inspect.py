@@ -148,7 +148,7 @@ def test_every_number_of_the_description_is_there(full, shown):
     assert len(found) > 30
     for number in found:
         shape = f"{number:,}" if isinstance(number, int) else f"{number:g}"
-        assert re.search(rf"(?<![\d.,]){re.escape(shape)}(?![\d,])", shown.text), number
+        assert re.search(rf"(?<![\d.,]){re.escape(shape)}(?!\d|[.,]\d)", shown.text), number
     assert json.dumps(info["fingerprint"]) in shown.folded
     assert info["counts"]["items"] == {"in": 7, "quarantined": 2, "kept": 4, "duplicates": 1}
     assert "✓ adds up" in shown.text
@@ -162,7 +162,7 @@ def test_counts_that_do_not_add_up_are_told(full, tmp_path):
 def test_players_pictures_and_words(shown):
     """Each kept recording, and what its codes give; two recordings of the dialogue."""
     assert shown.source.count('src="data:audio/flac') == 3 * 2 + 2
-    assert {"as kept", "from its codes"} <= set(shown.text.replace("\n", " ").split("  "))
+    assert shown.text.count("as kept") == shown.text.count("from its codes") == 4
     assert "recording 1, from its codes" in shown.text
     assert shown.source.count("Spectrogram of") == 5
     assert "A bird from 0.1s to 0.9s." in shown.text and "An organ." in shown.text
@@ -170,11 +170,11 @@ def test_players_pictures_and_words(shown):
 
 def test_reasons_of_quarantine_with_examples(shown):
     assert f"it is broken {HOSTILE[:30]}" in shown.text
-    assert "silent" in shown.text and "level" in shown.text or "silence" in shown.text
+    assert "its first channel stays under -60 dB" in shown.text
 
 
 def test_rows_are_pictured_and_their_tokens_named(full, shown):
-    assert shown.source.count(" as packed&quot;") == 0 and shown.source.count('as packed"') >= 3
+    assert shown.source.count(' as packed"') == 4  # two of each plan
     assert "Base tasks, row 0" in shown.text and "Dialogues, row 0" in shown.text
     for name in ("assistant", "audio", "eos", "pad", "stream 7"):
         assert name in shown.text
@@ -242,7 +242,7 @@ def test_a_set_of_nothing(tmp_path):
 
 def test_its_size_is_bounded(full, tmp_path):
     long = Item("long", caption="word " * 20_000, domain="speech")
-    words = prepared(tmp_path / "words", (long, *(Item(f"{i}", caption="x") for i in range(9))))
+    words = prepared(tmp_path / "words", (long, *(Item(f"{i}", caption=f"{i}") for i in range(9))))
     page = looked_at(full, words, examples=3, rows=0, max_mb=0.05)
     assert page.text.count("positions: ") == 3 and "Rows as packed" not in page.text
     assert sum(len(a) for a in page.addresses if a.startswith("data:audio")) <= 50_000
@@ -353,7 +353,7 @@ def test_the_command(full, tmp_path, capsys):
         (["--mixture", "dialogue"], "--mixture dialogue: say it like"),
         (["--windows", "3"], "multiple of 4"),
         (["--length", "0"], "--length and --windows"),
-        (["--windows", "0", "--mixture", "audio_to_text=1"], "serves 'audio_to_text'"),
+        (["--windows", "0", "--mixture", "audio_to_text=1"], "serves audio_to_text"),
         (["--examples", "-1"], "0 or more"),
         (["--model", str(tmp_path)], "no model directory"),
     ):

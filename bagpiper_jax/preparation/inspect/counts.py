@@ -145,13 +145,13 @@ def part_bar(part: float, mark: float | None = None) -> str:
 
 
 def _bars(values: Sequence[tuple[str, float]]) -> str:
-    if not values:
-        return page.paragraph("There is no audio.")
     total = sum(value for _, value in values)
-    largest = max(max(value for _, value in values), 1e-9)
+    if not total:
+        return page.paragraph("There is no audio.")
+    largest = max(value for _, value in values)
     lines = [
         f"<dt>{escaped(name)}</dt><dd>{part_bar(value / largest)}"
-        f"{value:g} h <small>{100 * value / max(total, 1e-9):.1f}\u00a0%</small></dd>"
+        f"{value:g} h <small>{100 * value / total:.1f}\u00a0%</small></dd>"
         for name, value in ((name, round(value, 4)) for name, value in values)
     ]
     return f'<dl class="bars">{"".join(lines)}</dl>'

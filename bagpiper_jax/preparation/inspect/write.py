@@ -125,7 +125,7 @@ def _lead(sets: Sequence[PreparedSet]) -> str:
     hours = sum(s.info["hours"]["total"] for s in sets)
     records = sum(map(len, sets))
     names = ", ".join(f"<b>{escaped(s.name)}</b>" for s in sets)
-    return f"<p>{names}: {records:,} records, {hours:,.2f} hours of audio.</p>"
+    return f"<p>{names}: {records:,} record{'s' * (records != 1)}, {hours:,.2f} hours of audio.</p>"
 
 
 def _lengths(sets: Sequence[PreparedSet]) -> str:
