@@ -5,15 +5,15 @@ import html
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from page_reader import Page
 from sound_sources import Listed, encoded, sound
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.input_pipeline.packing import RowShape
-from bagpiper_jax.input_pipeline.prepared import open_prepared
+from bagpiper_jax.input_pipeline.prepared import PreparedSet, open_prepared
 from bagpiper_jax.preparation.inspect import pictures
 from bagpiper_jax.preparation.inspect.commands import add_inspect_parser
 from bagpiper_jax.preparation.inspect.examples import choose
@@ -26,7 +26,6 @@ from bagpiper_jax.preparation.prepare import prepare
 OPTIONS = Options(timeout=300)
 SHAPE = RowShape(1024, 12)
 HOSTILE = '</p><script>alert("1")</script><img src=x onerror=alert(2)> & $\\frac{$ 中文'
-VOID = {"meta", "link", "img", "br"}
 
 
 def audio(seconds, seed):
@@ -83,38 +82,6 @@ def looked_at(*directories, **options):
     notes = inspect_sets(directories, out, **{"shape": SHAPE, **options})
     with open(out, encoding="utf-8") as file:
         return Page(file.read(), notes)
-
-
-class Page(HTMLParser):
-    """A page whose tags must be closed in order; text inside of details apart."""
-
-    def __init__(self, source, notes):
-        super().__init__()
-        self.source, self.notes = source, notes
-        self.open, self.tags, self.addresses = [], [], []
-        self.text = self.folded = ""
-        self.feed(source)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        assert not any(name.startswith("on") for name, _ in attrs)
-        self.addresses += [value for name, value in attrs if name in ("src", "href")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "details" in self.open:
-            self.folded += data
-        elif "style" not in self.open:
-            self.text += data + " "
-
-    def count(self, tag):
-        return self.tags.count(tag)
 
 
 def numbers(value):
@@ -288,6 +255,21 @@ def test_sets_of_another_model(full, tmp_path):
     page = looked_at(other)
     assert "another model" in page.notes[0] and "as packed" not in page.text
     assert "Examples" in page.text
+
+
+def test_a_hostile_name(full, tmp_path):
+    page = looked_at(changed(full, tmp_path, lambda info: info.update(name="\ud800<script>\x07")))
+    assert "?<script>\ufffd" in page.text and "<script" not in page.source
+    assert "?<script>\ufffd/text_to_audio" in page.text
+
+
+def test_rows_that_cannot_be_made_are_told(full, monkeypatch):
+    def fail(self, i):
+        raise RuntimeError(f"no FLAC {HOSTILE}")
+
+    monkeypatch.setattr(PreparedSet, "__getitem__", fail)
+    page = looked_at(full, examples=0, rows=1)
+    assert page.text.count("row 0 cannot be made: no FLAC </p><script>") == 2
 
 
 def test_two_sets_of_one_name(full, tmp_path):

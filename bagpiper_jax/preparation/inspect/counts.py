@@ -126,9 +126,14 @@ def json_section(sets: Sequence[PreparedSet]) -> str:
 
 
 def escaped(text: Any) -> str:
-    """Text of the data as HTML; what no browser shows, like half a surrogate pair, is replaced."""
-    text = str(text).encode("utf-8", "replace").decode()
-    return html.escape("".join(c if c >= " " or c in "\n\t" else "\ufffd" for c in text))
+    """Text of the data as HTML."""
+    return html.escape(printable(str(text)))
+
+
+def printable(text: str) -> str:
+    """Without what no file holds or no page shows: half a surrogate pair, control characters."""
+    text = text.encode("utf-8", "replace").decode()
+    return "".join(c if c >= " " or c in "\n\t" else "\ufffd" for c in text)
 
 
 def shortened(text: str, length: int) -> str:

@@ -10,7 +10,7 @@ from bagpiper_jax.html_report import page
 from bagpiper_jax.input_pipeline.batch import Batch
 from bagpiper_jax.input_pipeline.packed_records import PackedRecords
 from bagpiper_jax.preparation.inspect import pictures
-from bagpiper_jax.preparation.inspect.counts import escaped, shortened, task_name
+from bagpiper_jax.preparation.inspect.counts import escaped, printable, shortened, task_name
 from bagpiper_jax.preparation.inspect.plans import Plan
 from bagpiper_jax.preparation.options import Tools
 
@@ -38,8 +38,12 @@ def rows_section(plans: Sequence[Plan], tools: Tools, count: int) -> str:
     cards = []
     for plan in plans:
         for number in range(min(count, len(plan.rows))):
-            row = plan.rows[number]
-            title = f"{escaped(plan.title)}, row {number}"
+            title = f"{plan.title}, row {number}"
+            try:
+                row = plan.rows[number]
+            except (RuntimeError, ValueError) as e:  # audio that cannot be decoded, odd codes
+                cards.append(page.paragraph(f"{title} cannot be made: {printable(str(e))}"))
+                continue
             picture = page.image(
                 pictures.row_picture(row, tools.config.vocab), f"{title} as packed"
             )

@@ -87,6 +87,7 @@ def _open(directories: Sequence[str | os.PathLike]) -> list[PreparedSet]:
             counts.hours_section([prepared])
             counts.json_section([prepared])
             dict(prepared.info["quarantine"])
+            prepared.name = counts.printable(prepared.name)
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             file = os.path.join(directory, DATASET_FILE)
             raise UserError(f"{file} is damaged: prepare the data again ({e!r})") from e

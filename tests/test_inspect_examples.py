@@ -1,10 +1,14 @@
-"""What texts and provenance say of when things happen, and where it is drawn."""
+"""Cards of records: what is wrong with one, and what is said of when things happen."""
 
 import json
 
+import numpy as np
+from page_reader import Page
+from sound_sources import encoded, sound
+
 from bagpiper_jax.html_report.media import Span, in_lanes
-from bagpiper_jax.input_pipeline.records import Record
-from bagpiper_jax.preparation.inspect.examples import texts_of_clips
+from bagpiper_jax.input_pipeline.records import Clip, Record
+from bagpiper_jax.preparation.inspect.examples import Room, examples_section, texts_of_clips
 from bagpiper_jax.preparation.inspect.times import provenance_times, stated_times
 
 
@@ -59,3 +63,36 @@ def test_events_that_overlap_have_lanes_of_their_own():
         Span(9.9, 9.9, "e"),
     ]
     assert [lane for lane, _ in in_lanes(spans, 10)] == [0, 1, 2, 0, 0]
+
+
+class Few:
+    """A set that need not be written."""
+
+    name = "few"
+
+    def __init__(self, *records):
+        self.records = records
+        self.seconds = np.ones(len(records))
+
+    def __getitem__(self, i):
+        return self.records[i]
+
+    def rows(self, task):
+        return np.full(len(self.records), 7)
+
+
+def test_what_is_wrong_with_a_record_is_told():
+    flac = encoded(sound(1.0), kind="FLAC")
+    records = (
+        Record("a", "Late from 0.5s to 3.5s.", clips=(Clip(16_000, audio=flac),)),
+        Record("b", "Damaged.", clips=(Clip(16_000, audio=b"no FLAC"),)),
+        Record("c", "Short.", clips=(Clip(9_000, audio=flac),)),
+        Record("d", messages=(("assistant", "text", "Hm."),) * 30, clips=(Clip(9),) * 9),
+    )
+    few = Few(*records)
+    cards = [Page(examples_section([(few, i)], None, Room(10**6))) for i in range(len(records))]
+    assert "stated after the end of the clip: Late 3.5 s" in cards[0].text
+    assert "the kept audio is damaged" in cards[1].text
+    assert "the kept audio has 16000 samples" in cards[2].text
+    assert "and 5 more recordings" in cards[3].text and "and 6 more messages" in cards[3].text
+    assert [card.source.count("Spectrogram of") for card in cards] == [1, 0, 1, 0]
