@@ -101,11 +101,12 @@ def quarantine_section(sets: Sequence[PreparedSet], examples: int = 4) -> str:
             [escaped(kind), _number(kinds.get(kind, 0)), _quarantine_lines(lines)]
             for kind, lines in sorted(told.items(), key=lambda k: -kinds.get(k[0], 0))
         ]
-        title = f"<h3>{escaped(prepared.name)}</h3>" if len(sets) > 1 else ""
-        nothing = page.paragraph("Nothing was quarantined.")
-        parts.append(title + (page.table(["reason", "items", "such as"], rows) or ""))
-        if not rows:
-            parts[-1] = title + nothing
+        if len(sets) > 1:
+            parts.append(f"<h3>{escaped(prepared.name)}</h3>")
+        if rows:
+            parts.append(page.table(["reason", "items", "such as"], rows))
+        else:
+            parts.append(page.paragraph("Nothing was quarantined."))
     return page.section("Quarantine", *parts)
 
 
@@ -215,4 +216,4 @@ def _settings(options: dict[str, Any]) -> str:
 
 
 def _task(values: dict[str, int]) -> str:
-    return f"{values['records']:,} records <small>{values['rows']:,} positions</small>"
+    return f"{values['records']:,} <small>{values['rows']:,} positions</small>"

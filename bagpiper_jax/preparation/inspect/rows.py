@@ -49,7 +49,7 @@ def rows_section(plans: Sequence[Plan], tools: Tools, count: int) -> str:
             )
             cards.append(
                 f'<article class="card wide"><h3>{title}</h3>{picture}'
-                f"<details><summary>{int(row.segment_ids.max())} segments</summary>"
+                f"<details><summary>segments: {int(row.segment_ids.max())}</summary>"
                 f"{_segments(plan.rows, number, row)}</details>{_close_look(row, tools)}</article>"
             )
     return page.section("Rows as packed", lead, *cards) if cards else ""
