@@ -10,12 +10,12 @@ from typing import Any
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation import report_media as media
-from bagpiper_jax.evaluation import report_page as page
 from bagpiper_jax.evaluation.figures import TARGETS, Evaluation
 from bagpiper_jax.evaluation.mini_probes import GROUPS
 from bagpiper_jax.evaluation.rendering_probe import SIDES
 from bagpiper_jax.evaluation.report_cards import KIND_NAMES, render_card, scene_card
 from bagpiper_jax.files import write_text
+from bagpiper_jax.html_report import page
 from bagpiper_jax.input_pipeline.scenes import Corpus
 from bagpiper_jax.modeling.codec import Codec
 

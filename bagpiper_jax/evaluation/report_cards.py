@@ -10,10 +10,10 @@ from typing import Any
 
 import soundfile
 
-from bagpiper_jax.evaluation import report_media as media
-from bagpiper_jax.evaluation import report_page as page
 from bagpiper_jax.evaluation.codec_eval import reconstruct
 from bagpiper_jax.evaluation.rendering_probe import SIDES, normal_form
+from bagpiper_jax.evaluation.report_media import scene_picture
+from bagpiper_jax.html_report import media, page
 from bagpiper_jax.input_pipeline.scenes import Corpus, Scene, plan_scene, render_scene
 from bagpiper_jax.modeling.codec import Codec
 
@@ -39,7 +39,7 @@ def scene_card(item: dict[str, Any], corpus: Corpus, codec: Codec, unseen: bool)
     missing = missing_quotes(item)
     return (
         f'<article class="card"><h3>{title}</h3>'
-        + page.image(media.spectrogram(wav, scene), f"Spectrogram of: {scene.caption}")
+        + page.image(scene_picture(wav, scene), f"Spectrogram of: {scene.caption}")
         + page.players(clips)
         + f"<dl><dt>true caption</dt><dd>{html.escape(scene.caption)}</dd>"
         + f"<dt>the model wrote</dt><dd>{caption_marked(item)}"

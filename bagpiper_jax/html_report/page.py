@@ -1,4 +1,4 @@
-"""The page around the report: its template and style, and small pieces of HTML."""
+"""A page: its template and style, and small pieces of HTML."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ $body
 """)
 
 
-def page(title: str, body: str) -> str:
-    """The whole document; asks for nothing outside of itself."""
-    return PAGE.substitute(
-        title=html.escape(title), style=STYLE.read_text(encoding="utf-8"), body=body
-    )
+def page(title: str, body: str, style: str = "") -> str:
+    """The whole document, with a style beside the common one; asks for nothing outside of it."""
+    common = STYLE.read_text(encoding="utf-8")
+    return PAGE.substitute(title=html.escape(title), style=common + style, body=body)
 
 
 def section(title: str, *parts: str) -> str:

@@ -1,0 +1,1 @@
+"""A page to look at prepared data sets by."""
