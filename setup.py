@@ -50,6 +50,7 @@ EXTRAS = {
         "pyarrow>=18,<27",
         "tensorflow-datasets>=4.9.10,<5",
         "py7zr>=0.22,<2",  # archives of Clotho
+        MATPLOTLIB,
         # rebuild the mini corpus
         "av>=14,<19",
         "hibari-tts==0.2.1",

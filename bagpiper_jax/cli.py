@@ -11,6 +11,7 @@ import sys
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.preparation import command as preparing
 from bagpiper_jax.preparation.filters import commands as filtering
+from bagpiper_jax.preparation.inspect import commands as inspecting
 from bagpiper_jax.simulation import commands as simulating
 
 # the clone that the package is run from, if it is run from one
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="from recordings to data to train on")
     data_commands = data.add_subparsers(required=True, metavar="COMMAND")
     preparing.add_prepare_parser(data_commands)
+    inspecting.add_inspect_parser(data_commands)
     filtering.add_filter_parser(data_commands).set_defaults(command=filtering.run)
     simulating.add_simulate_parser(commands).set_defaults(command=simulating.run)
 
