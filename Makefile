@@ -60,7 +60,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.installed: requirements/lock.txt setup.py pyproject.toml | $(VENV)/bin/python
-	@echo "Installing the locked packages into $(VENV): 1.6 GB on disk, one to three minutes."
+	@echo "Installing the locked packages into $(VENV): 2.1 GB on disk, one to four minutes."
 	$(INSTALL) -r requirements/lock.txt
 	$(INSTALL) --no-build-isolation -e .
 	@touch $@

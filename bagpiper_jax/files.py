@@ -90,15 +90,15 @@ def write_directory(
         write(partial)
         os.replace(partial, path)
     except OSError as e:
-        _discard(partial)
+        discard(partial)
         raise UserError(f"cannot write {path}: {e.strerror or e}") from e
     except BaseException:
-        _discard(partial)
+        discard(partial)
         raise
 
 
-def _discard(directory: str) -> None:
-    """Removes it, though a thread that was told to stop may still write its last file."""
+def discard(directory: str) -> None:
+    """Removes a directory, though a thread that was told to stop may still write its last file."""
     for _ in range(20):
         shutil.rmtree(directory, ignore_errors=True)
         if not os.path.exists(directory):

@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import re
-import shutil
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ import tensorstore as ts
 from orbax.checkpoint import multihost, type_handlers
 
 from bagpiper_jax.errors import UserError
-from bagpiper_jax.files import is_full
+from bagpiper_jax.files import discard, is_full
 from bagpiper_jax.trees import nested
 
 
@@ -85,7 +84,7 @@ class Checkpoints:
             self._manager.close()
             if self._failed:
                 for partial in glob.glob(f"{glob.escape(self._directory)}/*.orbax-checkpoint-tmp*"):
-                    shutil.rmtree(partial, ignore_errors=True)
+                    discard(partial)
 
     @property
     def latest_step(self) -> int | None:

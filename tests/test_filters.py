@@ -68,7 +68,6 @@ def test_duration(tmp_path):
 
 
 def test_language():
-    pytest.importorskip("py3langid")
     found = verdicts(text.language, captions(PROSE, GERMAN, " "))
     assert [v.keep for v in found] == [True, False, False]
     assert [v.value for v in found] == ["en", "de", None]
@@ -103,7 +102,6 @@ def test_measures_of_repetition():
 
 
 def test_near_duplicates_keep_the_first():
-    pytest.importorskip("datasketch")
     rng = np.random.default_rng(0)
     words = [f"w{i}" for i in range(400)]
     base = " ".join(rng.choice(words, 200))
@@ -137,7 +135,6 @@ class Ears:
 
 @pytest.mark.parametrize("batch", (1, 2, 32))
 def test_agreement_of_caption_and_speech(batch, tmp_path, monkeypatch):
-    pytest.importorskip("jiwer")
     texts = {
         1: "Turn off the fan, quickly!",
         2: "something else entirely is heard here",
@@ -176,7 +173,6 @@ def test_agreement_of_caption_and_speech(batch, tmp_path, monkeypatch):
 
 
 def test_what_was_left_out_of_a_caption_is_no_error_but_what_is_wrong_is():
-    pytest.importorskip("jiwer")
     said = "one two three four five six seven eight".split()
     assert sound.agreement(said[2:6], said) == 0
     assert sound.agreement("three four nine six".split(), said) == 0.25
@@ -186,7 +182,6 @@ def test_what_was_left_out_of_a_caption_is_no_error_but_what_is_wrong_is():
 
 
 def test_dnsmos_tells_speech_from_speech_in_noise(tmp_path):
-    pytest.importorskip("speechmos")
     wav, rate = soundfile.read(MINI / "allison-digit-eight.ogg")
     soundfile.write(tmp_path / "clean.wav", wav, rate)
     loud = np.random.default_rng(0).standard_normal(len(wav)) * np.std(wav)
@@ -201,7 +196,6 @@ def test_dnsmos_tells_speech_from_speech_in_noise(tmp_path):
 
 @pytest.mark.slow
 def test_whisper_agrees_with_a_true_caption(tmp_path):
-    pytest.importorskip("faster_whisper")
     names = ("eight", "five", "four", "nine")
     clips = [soundfile.read(MINI / f"allison-digit-{name}.ogg") for name in names]
     soundfile.write(tmp_path / "a.wav", np.concatenate([c for c, _ in clips]), clips[0][1])

@@ -26,10 +26,11 @@ from bagpiper_jax.trees import dotted
 
 ROWS, LENGTH, WINDOWS = 8, 64, 4
 SCHEDULE = optax.constant_schedule(1e-2)
-# a large eps: Adam divides the rounding of tiny gradients by itself
-OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(SCHEDULE, eps=1e-3))
-# its state is the last gradients, and the weights stay
-GRADIENTS = optax.chain(optax.trace(decay=0.0), optax.scale_by_learning_rate(lambda _: 0.0))
+# the first one's state is the last gradients. A large eps: Adam divides the rounding of tiny
+# gradients by itself
+OPTIMIZER = optax.chain(
+    optax.trace(decay=0.0), optax.clip_by_global_norm(1.0), optax.adamw(SCHEDULE, eps=1e-3)
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,8 @@ def batch(config):
 
 @pytest.fixture(scope="module")
 def run(config, batch, tiny_model):
-    """Two steps: (sizes of a mesh or None, micro-batches) → (state, metrics of both)."""
+    """Two steps: (sizes of a mesh or None, micro-batches) → (state, metrics of both, what the
+    optimizer keeps of the first one's gradients)."""
     weights = jax.device_get(nnx.to_pure_dict(nnx.state(tiny_model, nnx.Param)))
 
     def steps(sizes=None, micro_batches=1, frozen=(), optimizer=OPTIMIZER, **settings):
@@ -82,8 +84,9 @@ def run(config, batch, tiny_model):
         step = make_train_step(model, optimizer, SCHEDULE, frozen=frozen, shardings=shardings)
         with jax.set_mesh(mesh):
             state, first = step(state, feed)
+            gradients = jax.device_get(state.opt_state[0])
             state, second = step(state, feed)
-        return state, jax.device_get([first, second])
+        return state, jax.device_get([first, second]), gradients
 
     return steps
 
@@ -100,34 +103,30 @@ def assert_same(ours, theirs, tolerance=1e-5):
     params = dotted(jax.device_get(theirs[0].params))
     for path, mine in dotted(jax.device_get(ours[0].params)).items():
         np.testing.assert_allclose(mine, params[path], rtol=tolerance, atol=tolerance, err_msg=path)
+    gradients = dotted(theirs[2].trace)
+    largest = {path: np.abs(wanted).max() for path, wanted in gradients.items()}
+    # softmax does not feel a bias of the keys: what is left of its gradient is rounding
+    bias = "audio_tower.layers.k_proj.bias"
+    largest[bias] = largest["audio_tower.layers.k_proj.kernel"]
+    for path, mine in dotted(ours[2].trace).items():
+        assert largest[path] > 0, path
+        atol = tolerance * largest[path]
+        np.testing.assert_allclose(mine, gradients[path], rtol=0, atol=atol, err_msg=path)
 
 
-MESHES = [
-    (None, 4),
-    ({"fsdp": 8}, 1),
-    ({"fsdp": 4, "tensor": 2}, 1),
-    ({"replica": 2, "fsdp": 4}, 1),
-    ({"replica": 2, "fsdp": 2, "tensor": 2}, 2),
-]
-
-
-@pytest.mark.parametrize("sizes,micro_batches", MESHES)
+@pytest.mark.parametrize(
+    "sizes,micro_batches",
+    [
+        (None, 4),
+        ({"fsdp": 8}, 1),
+        ({"fsdp": 4, "tensor": 2}, 1),
+        ({"replica": 2, "fsdp": 4}, 1),
+        ({"replica": 2, "fsdp": 2, "tensor": 2}, 2),
+    ],
+)
 def test_the_step_does_not_depend_on_the_mesh(run, alone, sizes, micro_batches):
-    """Loss, metrics, gradient norm and the weights after two steps (fp32, 1e-5)."""
+    """Loss, metrics and weights after two steps, gradients of the first one (fp32, 1e-5)."""
     assert_same(run(sizes, micro_batches), alone)
-
-
-@pytest.mark.parametrize("sizes,micro_batches", MESHES)
-def test_gradients_do_not_depend_on_the_mesh(run, sizes, micro_batches):
-    """Of every parameter, head and stream embeddings included, to 1e-5 of its largest."""
-    ours, theirs = (
-        dotted(jax.device_get(run(*case, optimizer=GRADIENTS)[0].opt_state[0].trace))
-        for case in ((sizes, micro_batches), ())
-    )
-    for path, wanted in theirs.items():
-        largest = np.abs(wanted).max()
-        assert largest > 0, path
-        np.testing.assert_allclose(ours[path], wanted, rtol=0, atol=1e-5 * largest, err_msg=path)
 
 
 @pytest.mark.parametrize("remat", ["dots", "full", "offload"])
@@ -136,7 +135,7 @@ def test_what_is_computed_again_is_the_same(run, alone, remat):
 
 
 def test_parameters_and_moments_lie_where_the_table_says(run):
-    state, _ = run({"fsdp": 4, "tensor": 2})
+    state, *_ = run({"fsdp": 4, "tensor": 2})
     spec = lambda x: x.sharding.spec  # noqa: E731
     params = dotted(state.params)
     wanted = {
@@ -146,7 +145,7 @@ def test_parameters_and_moments_lie_where_the_table_says(run):
     }
     for path, axes in wanted.items():
         assert tuple(spec(params[path])) == axes
-    adam = state.opt_state[1][0]
+    adam = state.opt_state[2][0]
     for moments in (adam.mu, adam.nu):
         for path, leaf in dotted(moments).items():
             assert spec(leaf) == spec(params[path]), path
@@ -154,12 +153,12 @@ def test_parameters_and_moments_lie_where_the_table_says(run):
 
 def test_frozen_parts_stay_and_have_no_moments(run, alone, tiny_model):
     frozen = ("audio_tower", "model.layers")
-    state, metrics = run({"fsdp": 4, "tensor": 2}, frozen=frozen)
+    state, metrics, _ = run({"fsdp": 4, "tensor": 2}, frozen=frozen)
     before = dotted(nnx.to_pure_dict(nnx.state(tiny_model, nnx.Param)))
     for path, after in dotted(state.params).items():
         same = np.array_equal(after, before[path])
         assert same is path.startswith(frozen), path
-    moments = dotted(state.opt_state[1][0].mu)
+    moments = dotted(state.opt_state[2][0].mu)
     assert moments and not any(path.startswith(frozen) for path in moments)
     assert metrics[0]["loss"] == pytest.approx(alone[1][0]["loss"], rel=1e-5)
     assert metrics[0]["grad_norm"] < alone[1][0]["grad_norm"]
@@ -175,7 +174,7 @@ def test_freezing_nothing_or_all_is_told(tiny_model):
 
 def test_bf16_computation_and_moments_are_near(run, alone):
     settings = OptimizerConfig(1e-2, 1.0, 1.0, 0, 0.9, 0.95, 1e-3, 1e-4, 1.0, "bfloat16")
-    state, metrics = run(
+    state, metrics, _ = run(
         {"fsdp": 8}, optimizer=make_optimizer(settings, 100), dtype=jnp.bfloat16, remat="full"
     )
     for ours, theirs in zip(metrics, alone[1], strict=True):

@@ -70,6 +70,7 @@ def test_rows_are_full_and_tasks_share_the_tokens(seed, count, length):
 @given(st.integers(0, 2**31), st.lists(st.floats(0.05, 1), min_size=3, max_size=3))
 @settings(max_examples=8)
 def test_any_mixture_holds(seed, weights):
+    """To 1 %, or a row: over 10 M tokens a row is more than that of a share under 8 %."""
     mixture = dict(zip(TASKS, weights))
     shape = RowShape(8192, 512)  # room for captioning alone
     source = packed(rows_like_others(3000, seed, mixture), shape, num_rows=3000, seed=seed)
@@ -77,7 +78,7 @@ def test_any_mixture_holds(seed, weights):
     for task, weight in mixture.items():
         part = found.sources[f"speech/{task}"]
         assert part.wanted == pytest.approx(weight / sum(weights))
-        assert part.worst_share == pytest.approx(part.wanted, rel=0.01)
+        assert part.worst_share == pytest.approx(part.wanted, rel=0.01, abs=shape.length / 10e6)
 
 
 def test_where_mel_windows_are_scarce_the_shares_hold_still():

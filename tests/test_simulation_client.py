@@ -6,12 +6,8 @@ import time
 import traceback
 
 import pytest
-
-pytest.importorskip("openai")
-pytest.importorskip("google.genai")
-
-from misbehaving_endpoint import CAPTION, KEY, USAGE, Misbehaving, heard  # noqa: E402
-from simulation_runs import (  # noqa: E402
+from misbehaving_endpoint import CAPTION, KEY, USAGE, Misbehaving, heard
+from simulation_runs import (
     QUERY,
     USD,
     ask,
@@ -19,12 +15,12 @@ from simulation_runs import (  # noqa: E402
     set_environment,
 )
 
-from bagpiper_jax.errors import UserError  # noqa: E402
-from bagpiper_jax.simulation.answers import Answers, answer_key  # noqa: E402
-from bagpiper_jax.simulation.client import BudgetSpent, Unanswered, Unusable  # noqa: E402
-from bagpiper_jax.simulation.config import APIS  # noqa: E402
-from bagpiper_jax.simulation.endpoints import retry_after  # noqa: E402
-from bagpiper_jax.simulation.rich_caption import RichCaption, parse  # noqa: E402
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.simulation.answers import Answers, answer_key
+from bagpiper_jax.simulation.client import BudgetSpent, Unanswered, Unusable
+from bagpiper_jax.simulation.config import APIS
+from bagpiper_jax.simulation.endpoints import retry_after
+from bagpiper_jax.simulation.rich_caption import RichCaption, parse
 
 
 @pytest.fixture(autouse=True)

@@ -5,15 +5,11 @@ import io
 import subprocess
 import sys
 
+import misbehaving_endpoint as fake
 import pytest
 import soundfile
-
-pytest.importorskip("openai")
-pytest.importorskip("google.genai")
-
-import misbehaving_endpoint as fake  # noqa: E402
-from misbehaving_endpoint import Misbehaving  # noqa: E402
-from simulation_runs import (  # noqa: E402
+from misbehaving_endpoint import Misbehaving
+from simulation_runs import (
     CONFIG,
     make_clips,
     rows_of,
@@ -21,10 +17,10 @@ from simulation_runs import (  # noqa: E402
     set_environment,
 )
 
-from bagpiper_jax.errors import UserError  # noqa: E402
-from bagpiper_jax.json_lines import read_lines, write_rows  # noqa: E402
-from bagpiper_jax.simulation.config import load_settings  # noqa: E402
-from bagpiper_jax.simulation.dimensions import DIMENSIONS, NAMES  # noqa: E402
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.json_lines import read_lines, write_rows
+from bagpiper_jax.simulation.config import load_settings
+from bagpiper_jax.simulation.dimensions import DIMENSIONS, NAMES
 
 
 @pytest.fixture(autouse=True)

@@ -6,20 +6,16 @@ import logging
 import sqlite3
 
 import pytest
-
-pytest.importorskip("openai")
-pytest.importorskip("google.genai")
-
-from misbehaving_endpoint import CAPTION, KEY, Misbehaving  # noqa: E402
-from simulation_runs import (  # noqa: E402
+from misbehaving_endpoint import CAPTION, KEY, Misbehaving
+from simulation_runs import (
     QUERY,
     ask,
     make_settings,
     set_environment,
 )
 
-from bagpiper_jax.errors import UserError  # noqa: E402
-from bagpiper_jax.simulation.config import APIS  # noqa: E402
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.simulation.config import APIS
 
 
 @pytest.fixture(autouse=True)

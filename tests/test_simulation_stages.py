@@ -6,16 +6,12 @@ import subprocess
 import sys
 import time
 
+import misbehaving_endpoint as fake
 import numpy as np
 import pytest
 import soundfile
-
-pytest.importorskip("openai")
-pytest.importorskip("google.genai")
-
-import misbehaving_endpoint as fake  # noqa: E402
-from misbehaving_endpoint import KEY, Misbehaving  # noqa: E402
-from simulation_runs import (  # noqa: E402
+from misbehaving_endpoint import KEY, Misbehaving
+from simulation_runs import (
     CONFIG,
     make_clips,
     rows_of,
@@ -23,8 +19,8 @@ from simulation_runs import (  # noqa: E402
     set_environment,
 )
 
-from bagpiper_jax.errors import UserError  # noqa: E402
-from bagpiper_jax.json_lines import Journal, write_rows  # noqa: E402
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.json_lines import Journal, write_rows
 
 
 @pytest.fixture(autouse=True)

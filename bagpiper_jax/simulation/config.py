@@ -213,7 +213,7 @@ def load_settings(path: str, overrides: Sequence[str] = ()) -> Settings:
     Raises:
       UserError: no file, a file that fails, an unknown or missing key, a value that cannot be.
     """
-    return settings_from(read_config_file(path, overrides, "bagpiper simulate"))
+    return settings_from(read_config_file(["--config", path, *overrides], "bagpiper simulate"))
 
 
 def settings_from(config: ConfigDict) -> Settings:

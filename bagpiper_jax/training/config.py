@@ -8,9 +8,9 @@ import json
 import os
 from collections.abc import Sequence
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+from bagpiper_jax.config_file import read_config_file
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import make_directory, write_json
 from bagpiper_jax.input_pipeline import packed_scenes, records
@@ -150,25 +150,7 @@ def load_config(argv: Sequence[str]) -> RunConfig:
     Raises:
       UserError: no file, a file that fails, an unknown or missing key, a value of another type.
     """
-    values = flags.FlagValues()
-    argv = ["bagpiper train", *argv]
-    try:
-        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-        stray = values(argv)[1:]
-        if stray:
-            raise UserError(f"what is {' '.join(stray)}? Settings are given as --config.KEY=VALUE")
-        config = values.config
-        if config is not None:
-            config.to_dict()  # a file that failed to load says so only when it is read
-    except UserError:
-        raise
-    except OSError as e:
-        raise UserError(f"there is no config file that can be read: {' '.join(argv[1:3])}") from e
-    except Exception as e:  # the file is a program, which can fail in any way
-        raise UserError(f"the config does not load: {_one_line(e)}") from e
-    if config is None:
-        raise UserError("name a config: --config experiments/mini.py")
-    return from_config_dict(config)
+    return from_config_dict(read_config_file(argv, "bagpiper train"))
 
 
 def sibling(file: str, name: str):
@@ -342,9 +324,3 @@ def _flat(values: dict, prefix: str = "") -> dict:
         else:
             out[prefix + key] = value
     return out
-
-
-def _one_line(error: Exception) -> str:
-    """The first line, or the last one of a traceback that was made text."""
-    lines = (str(error).strip() or type(error).__name__).splitlines()
-    return lines[-1 if any("Traceback" in line for line in lines) else 0]

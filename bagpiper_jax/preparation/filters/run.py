@@ -51,7 +51,7 @@ def load_filters(path: str, overrides: Sequence[str] = ()) -> list[tuple[str, di
     Raises:
       UserError: the file does not load, or names a filter or a threshold that does not exist.
     """
-    return filters_from(read_config_file(path, overrides, "bagpiper data filter"))
+    return filters_from(read_config_file(["--config", path, *overrides], "bagpiper data filter"))
 
 
 def filters_from(config: ConfigDict) -> list[tuple[str, dict[str, Any]]]:
