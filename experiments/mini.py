@@ -9,11 +9,11 @@
 
 "words" (a quarter of an hour) hears and says one to three words under captions that are nothing but
 the words: without it, reading did not begin within 2,500 steps. "list" (half an hour) goes on to
-sounds, music, rooms and noise under captions as bare. "scenes" (three quarters of an hour) is the
-whole world of scenes and rich captions, both directions alike, since what there is to learn of
-captions as text is learned with them. The last stage (25 minutes) has the published mixture and
-lets the rate fall to its end. Settings are ours unless marked (paper): arXiv 2602.05220, or
-(reference): ESPnet SpeechLM.
+sounds, music, rooms and noise under captions as bare, most words under a sound. "scenes" (three
+quarters of an hour) is the whole world of scenes and rich captions, both directions alike, since
+what there is to learn of captions as text is learned with them. The last stage (25 minutes) has the
+published mixture and lets the rate fall to its end. Settings are ours unless marked (paper):
+arXiv 2602.05220, or (reference): ESPnet SpeechLM.
 """
 
 import os
@@ -38,7 +38,7 @@ def get_config(stage: str = "mixture") -> ml_collections.ConfigDict:
     c.data = ml_collections.ConfigDict()
     c.data.sets = ()  # (directory, task, weight) of prepared data sets; empty: scenes of corpus
     c.data.corpus = os.path.normpath(os.path.join(_HERE, "..", "data", "mini"))
-    c.data.profile = "mixed"  # half short spelled strings, half full scenes
+    c.data.profile = "mixed"  # short spelled strings, scenes, and scenes full of overlaps
     # share of tokens by task (paper)
     c.data.mixture = {"text_to_audio": 2.0, "audio_to_text": 1.0, "text_only": 1.0}
     c.data.cfg_dropout = 0.1  # 0.05 (paper); a short training sees few of them
@@ -97,7 +97,7 @@ def get_config(stage: str = "mixture") -> ml_collections.ConfigDict:
         c.steps = 2400
         c.optimizer.peak_lr = 1.2e-3
         c.optimizer.final_ratio = 0.3
-        c.data.profile = "full"  # lists go on among captions
+        c.data.profile = "full"  # lists go on among captions; half of those of overlaps
         c.data.mixture = {"text_to_audio": 1.0, "audio_to_text": 1.0, "text_only": 0.0}
         c.data.windows = 24
     return c

@@ -1,11 +1,19 @@
 """Eight CPU devices for every test, and the small pieces that many tests share."""
 
 import os
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+
+# Many tests compile the same programs, some of them in processes of their own: each is compiled
+# once. The directory lies beside the tests' own, so that a cleaned machine starts afresh.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"bagpiper-jit-{os.getuid()}")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import dataclasses  # noqa: E402
 

@@ -1,6 +1,7 @@
 """Generation with the KV cache against a plain loop that runs the whole sequence at every row."""
 
 import dataclasses
+import functools
 
 import hypothesis
 import jax
@@ -18,8 +19,9 @@ from bagpiper_jax.inference.generate import Generator
 from bagpiper_jax.inference.sampling import Sampling, choose, delay_mask
 from bagpiper_jax.input_pipeline.batch import pack_row, stack_rows
 from bagpiper_jax.log_mel import mel_windows
-from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.config import get_config
+
+ROWS, WINDOWS = 80, 8  # of the plain loop's batch: every prompt here and its answer fit
 
 
 class Bytes:
@@ -35,17 +37,11 @@ class Bytes:
 
 
 @pytest.fixture(scope="module")
-def model():
+def model(make_model):
     """Random weights, scaled up so that the most likely token is clear of rounding."""
-    model = Bagpiper(get_config("tiny"), rngs=nnx.Rngs(3))
-    state = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    keys = iter(jax.random.split(jax.random.key(0), 100))
-    state = jax.tree.map(
-        lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape) if x.ndim >= 2 else x, state
-    )
+    model = make_model(get_config("tiny"), seed=3)
     params = nnx.state(model, nnx.Param)
-    nnx.replace_by_pure_dict(params, state)
-    nnx.update(model, params)
+    nnx.update(model, jax.tree.map(lambda x: 3 * x if x.ndim >= 2 else x, params))
     return model
 
 
@@ -62,11 +58,26 @@ def conversations():
     ]
 
 
+@functools.cache
+def whole_sequence(model):
+    """Hidden states of every row of a batch, without a cache; [B, T, D]."""
+
+    @nnx.jit
+    def hidden(model, batch):
+        features = model.encode_audio(batch.mel, batch.mel_frames)
+        x = model.embed(batch.tokens, batch.audio_index, features)
+        return model.decode(x, batch.positions, batch.segment_ids)[0]
+
+    return functools.partial(hidden, model)
+
+
 def plain_greedy(model, prompt, modality, cfg, min_rows, max_rows):
-    """One prompt, no cache, no batch, no padding beyond the block: every row by the rules."""
+    """One prompt, no cache: at every row the whole sequence again, by the rules.
+
+    What follows the sequence is padding, so that one shape is compiled.
+    """
     vocab = model.config.vocab
     block = model.config.encoder.block_windows
-    windows = max(block, sum(-(-len(c.frames) // block) * block for _, c in prompt.audio))
     marker = np.zeros((1, vocab.num_streams), np.int32)
     marker[0, 0] = vocab_lib.MODALITIES[modality]
     rows = np.zeros((0, vocab.num_streams), np.int32)
@@ -76,10 +87,8 @@ def plain_greedy(model, prompt, modality, cfg, min_rows, max_rows):
         full = dataclasses.replace(
             prompt, tokens=tokens, loss_mask=np.zeros(tokens.shape, bool), audio=audio
         )
-        batch = stack_rows([pack_row([full], len(tokens), windows, block)])
-        features = model.encode_audio(batch.mel, batch.mel_frames)
-        x = model.embed(batch.tokens, batch.audio_index, features)
-        return model.decode(x, batch.positions, batch.segment_ids)[0][0, -1]
+        batch = stack_rows([pack_row([full], ROWS, WINDOWS, block)])
+        return whole_sequence(model)(batch)[0, len(tokens) - 1]
 
     context = np.concatenate([prompt.tokens, marker])
     head = np.asarray(model.head[: vocab.size])
@@ -201,7 +210,7 @@ def test_sampled_tokens_stay_in_their_ranges_and_seeds_reproduce(model):
 
 
 def test_predicted_modality_is_the_most_likely_marker(model):
-    vocab = model.config.vocab
+    vocab, block = model.config.vocab, model.config.encoder.block_windows
     prompts = [encode_prompt(c, vocab, Bytes()) for c in conversations()]
     settings = {
         m: Sampling(temperature=0.0, top_k=1, cfg=1.0, min_rows=1, max_rows=3)
@@ -215,15 +224,8 @@ def test_predicted_modality_is_the_most_likely_marker(model):
         leaning.lm_head[...] = leaning.lm_head[...].at[other].set(-mine)
         answers = Generator(leaning).generate(prompts, settings, modality=None)
         for prompt, (kind, _, _) in zip(prompts, answers, strict=True):
-            block = model.config.encoder.block_windows
-            windows = max(block, sum(-(-len(c.frames) // block) * block for _, c in prompt.audio))
-            batch = stack_rows([pack_row([prompt], len(prompt), windows, block)])
-            x = leaning.embed(
-                batch.tokens,
-                batch.audio_index,
-                leaning.encode_audio(batch.mel, batch.mel_frames),
-            )
-            hidden = leaning.decode(x, batch.positions, batch.segment_ids)[0][0, -1]
+            batch = stack_rows([pack_row([prompt], ROWS, WINDOWS, block)])
+            hidden = whole_sequence(leaning)(batch)[0, len(prompt) - 1]
             logits = leaning.logits(hidden)[0]
             text, audio = (float(logits[vocab_lib.MODALITIES[m]]) for m in ("text", "audio"))
             assert kind == ("text" if text >= audio else "audio")

@@ -267,7 +267,8 @@ def test_timing(plans):
 
 
 def test_profiles(corpus, plans):
-    spelling, world = plans["train"][::2], plans["train"][1::2]
+    spelling, world = plans["train"][::4], plans["train"][1::2]
+    crowded = plans["train"][2::4]
     for scene in spelling:
         assert [e.kind in SPELLED for e in scene.events] == [True]
         assert (scene.bed, scene.room, scene.noise) == (None, "none", "clean")
@@ -277,6 +278,8 @@ def test_profiles(corpus, plans):
     assert 0.65 < sum(s.room == "none" for s in world) / total < 0.75
     assert 0.55 < sum(s.noise == "clean" for s in world) / total < 0.65
     assert {len(s.events) for s in world} == {1, 2, 3}
+    together = lambda scenes: sum(2 in s.groups for s in scenes) / len(scenes)  # noqa: E731
+    assert together(spelling) == 0 and 0.1 < together(world) < 0.3 and together(crowded) > 0.6
     voices = [e.voice for s in plans["train"] for e in s.events if e.voice]
     assert 0.35 < voices.count("allison") / len(voices) < 0.45
     assert set(voices) == set(corpus.voices["train"])
