@@ -45,7 +45,7 @@ def evaluate(
     unseen: int = 100,
     renders: int = 60,
     sweep: int = 30,
-    prompts: int = 60,
+    prompts: int = 150,
     split: str = "test_a",
     seed: int = 1,
     keep_audio: int = 8,
@@ -60,7 +60,7 @@ def evaluate(
       unseen: scenes of the unseen voice and takes to describe; 0 leaves them out.
       renders: digit strings to render, and half as many letter strings and phrases.
       sweep: digit strings of the guidance sweep; 0 leaves it out.
-      prompts: recorded phrases for the codec.
+      prompts: recorded phrases for the codec, at most; the mini corpus has 115.
       split: of the scenes.
       seed: of scenes, sampling and intervals.
       keep_audio: rendered clips of each kind to keep in `out`.
