@@ -2,7 +2,8 @@
 
 `model.json` (shapes), `tokenizer.model` or Qwen3's `tokenizer.json`, `codec.npz` or X-codec's
 `xcodec.json`, and the weights: `model.safetensors` in a release, Orbax checkpoints in a run's
-workdir and where a checkpoint of PyTorch was converted (X-codec's are an item of it).
+workdir and where a checkpoint of PyTorch was converted. X-codec's are an item of what was
+converted, and `xcodec.safetensors` in a workdir, whose checkpoints come and go.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from bagpiper_jax.modeling.hubert import HubertConfig
 from bagpiper_jax.modeling.mel_codec import MelCodec
 from bagpiper_jax.modeling.xcodec import XCodec
 from bagpiper_jax.modeling.xcodec_model import XCodecConfig, XCodecModel
-from bagpiper_jax.store import open_sliced, restore_weights
+from bagpiper_jax.store import SlicedArray, open_sliced, restore_weights
 from bagpiper_jax.tokenizer import Qwen3Tokenizer, SentencePieceTokenizer, Tokenizer
 from bagpiper_jax.trees import dotted, mismatches, path_name, set_leaves
 
 MODEL_FILE, TOKENIZER_FILE, CODEC_FILE = "model.json", "tokenizer.model", "codec.npz"
 QWEN3_TOKENIZER_FILE, XCODEC_FILE = "tokenizer.json", "xcodec.json"
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE, XCODEC_WEIGHTS_FILE = "model.safetensors", "xcodec.safetensors"
 SAMPLING_FILE = "sampling.json"  # settings chosen for the weights on development data
 # the small model that comes with the package
 MINI = os.path.join(os.path.dirname(os.path.abspath(__file__)), "checkpoints", "mini")
@@ -131,19 +132,56 @@ def load_xcodec(directory: str, num_books: int) -> XCodec:
             f"the codec in {directory} has {config.num_quantizers} books, the model {num_books} "
             "streams"
         )
-    wanted, found = dotted(nnx.state(model)), open_sliced(directory, "codec")
+    wanted, found = dotted(nnx.state(model)), xcodec_arrays(directory)
     wrong = mismatches(wanted, found)
     if wrong:
         raise UserError(f"the codec in {directory} does not fit: {'; '.join(wrong)}")
-    whole = (slice(None),)
     set_leaves(
         model,
-        {
-            path: jnp.asarray(array.cut(whole * array.ndim), wanted[path].dtype)
-            for path, array in found.items()
-        },
+        {path: jnp.asarray(_whole(array), wanted[path].dtype) for path, array in found.items()},
     )
     return XCodec(model, num_books=num_books)
+
+
+def xcodec_arrays(directory: str) -> dict[str, SlicedArray]:
+    """The weights of a model directory's X-codec by dotted path.
+
+    Raises:
+      UserError: there are none, or they are damaged.
+    """
+    path = os.path.join(directory, XCODEC_WEIGHTS_FILE)
+    if not os.path.exists(path):
+        return open_sliced(directory, "codec")
+    tensors = _load_tensors(path)
+    return {name: SlicedArray(t.shape, t.dtype, t.__getitem__) for name, t in tensors.items()}
+
+
+def _whole(array: SlicedArray) -> np.ndarray:
+    return array.cut((slice(None),) * array.ndim)
+
+
+def copy_xcodec(source: str, target: str) -> None:
+    """Puts the X-codec of one model directory into another; `xcodec.json` comes last.
+
+    Raises:
+      UserError: it is missing or damaged, or cannot be written.
+    """
+    tensors = {n: np.ascontiguousarray(_whole(a)) for n, a in xcodec_arrays(source).items()}
+    write_whole(os.path.join(target, XCODEC_WEIGHTS_FILE), lambda p: _save_tensors(p, tensors))
+    copy_notes(source, target, (XCODEC_FILE,))
+
+
+def xcodec_fingerprint(directory: str) -> str:
+    """SHA-256 of the shapes and weights of a model directory's X-codec, however they are stored.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    digest = hashlib.sha256(repr(read_xcodec_config(directory)).encode())
+    for name, array in sorted(xcodec_arrays(directory).items()):
+        digest.update(f"{name} {np.dtype(array.dtype)} {tuple(array.shape)}".encode())
+        digest.update(np.ascontiguousarray(_whole(array)).view(np.uint8))
+    return digest.hexdigest()
 
 
 def weight_shapes(config: BagpiperConfig) -> Any:
@@ -164,10 +202,7 @@ def load_weights(directory: str, params: Any) -> Any:
     path = os.path.join(directory, WEIGHTS_FILE)
     if not os.path.exists(path):
         return restore_weights(directory, params)
-    try:
-        tensors = safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError) as e:
-        raise UserError(f"{path} is damaged or truncated: copy it again ({e})") from e
+    tensors = _load_tensors(path)
     wrong = mismatches(dotted(params), tensors)
     if wrong:
         raise UserError(f"{path} does not fit the model: {'; '.join(wrong)}")
@@ -194,6 +229,13 @@ def save_release(directory: str, params: Any, assets: Assets, dtype=jnp.bfloat16
     }
     for name, write in writers.items():
         write_whole(os.path.join(directory, name), write)
+
+
+def _load_tensors(path: str) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load_file(path)
+    except (OSError, safetensors.SafetensorError) as e:
+        raise UserError(f"{path} is damaged or truncated: copy it again ({e})") from e
 
 
 def _save_tensors(path: str, tensors: dict[str, np.ndarray]) -> None:

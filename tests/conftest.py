@@ -103,7 +103,12 @@ def finished(tmp_path_factory):
     """A run of six steps without a break: its workdir, which must not change, and its state."""
     from tiny_run import settings
 
+    from bagpiper_jax.training import assets
     from bagpiper_jax.training.loop import train
 
     workdir = str(tmp_path_factory.mktemp("run"))
-    return workdir, train(settings(), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        # enough for 320 pieces and 16 codes
+        patch.setattr(assets, "_TOKENIZER_CAPTIONS", 2_000)
+        patch.setattr(assets, "_CODEC_SCENES", 100)
+        return workdir, train(settings(), workdir)

@@ -22,7 +22,7 @@ def on_set(finished, tmp_path, monkeypatch):
     """Settings of a run on a set in memory, that stands for the directory it names."""
     assets = load_assets(finished[0])
     clips = make_set("clips", 40, assets.tokenizer)
-    monkeypatch.setattr(loop, "open_prepared", lambda directory: clips)
+    monkeypatch.setattr(loop, "open_prepared", lambda directory, assets: clips)
     sets = tuple((str(tmp_path), task, 1.0) for task in TASKS)
 
     def make(*overrides, sets=sets):
@@ -41,7 +41,7 @@ def test_stopped_and_resumed(finished, on_set, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.hosts, "should_stop", lambda done, _: done == 2)
     loop.train(make(), parts)
     monkeypatch.undo()
-    monkeypatch.setattr(loop, "open_prepared", lambda directory: clips)
+    monkeypatch.setattr(loop, "open_prepared", lambda directory, assets: clips)
     with Checkpoints(parts, keep=2) as checkpoints:
         assert checkpoints.latest_step == 2
     resumed = []
@@ -56,8 +56,9 @@ def test_stopped_and_resumed(finished, on_set, tmp_path, monkeypatch):
         assert json.load(f)["data"]["sets"][0] == [str(tmp_path), TASKS[0], 1.0]
 
 
-def test_bad_sets(on_set, tmp_path):
+def test_bad_sets(finished, on_set, tmp_path):
     make, _ = on_set
+    given = [f"--config.init_from={finished[0]}"]
     for sets, message in (
         (((str(tmp_path), "dictation", 1.0),), "task 'dictation' is none of"),
         (((str(tmp_path), "text_only"),), r"must hold \(directory, task, weight\)"),
@@ -66,6 +67,7 @@ def test_bad_sets(on_set, tmp_path):
         with pytest.raises(UserError, match=message):
             make(sets=sets)
     with pytest.raises(UserError, match=r"no set for the tasks of the mixture"):
-        loop.train(make(sets=((str(tmp_path), "text_only", 1.0),)), str(tmp_path / "run"))
+        one = ((str(tmp_path), "text_only", 1.0),)
+        loop.train(make(*given, sets=one), str(tmp_path / "run"))
     with pytest.raises(UserError, match=r"data\.tokenizer: name the one that data\.sets"):
         loop.train(make(), str(tmp_path / "run"))

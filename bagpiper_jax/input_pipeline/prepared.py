@@ -130,11 +130,18 @@ class PreparedSet:
         return self._index[name]
 
 
-def open_prepared(directory: str | os.PathLike) -> PreparedSet:
+def open_prepared(
+    directory: str | os.PathLike, assets: dict[str, Any] | None = None
+) -> PreparedSet:
     """Opens what `bagpiper data prepare` wrote.
 
+    Args:
+      directory: of the set.
+      assets: `fingerprints` of the tokenizer and codec that it will be used with.
+
     Raises:
-      UserError: it is no prepared data set, an unfinished one, or one of another format.
+      UserError: it is no prepared data set, an unfinished one, or one of another format, or it was
+        prepared with another tokenizer, codec or layout.
     """
     path = os.path.join(directory, DATASET_FILE)
     try:
@@ -142,7 +149,7 @@ def open_prepared(directory: str | os.PathLike) -> PreparedSet:
             info = json.load(f)
         if info["format"] != FORMAT:
             raise UserError(f"{path} is of format {info['format']}, not {FORMAT}: prepare again")
-        return PreparedSet(directory, info)
+        theirs, prepared = info["assets"], PreparedSet(directory, info)
     except OSError as e:
         raise UserError(
             f"{directory} is no finished prepared data set: there is no {DATASET_FILE}; "
@@ -150,6 +157,13 @@ def open_prepared(directory: str | os.PathLike) -> PreparedSet:
         ) from e
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is damaged: prepare the data again ({e})") from e
+    for name, mine in (assets or {}).items():
+        if theirs.get(name) != mine and not (name == "codec" and theirs.get(name) is None):
+            raise UserError(
+                f"{directory} was prepared with another {name.replace('_', ' ')} than the model "
+                "has: name the one it was prepared with, or prepare it again with --model"
+            )
+    return prepared
 
 
 def _checked(task: str) -> str:

@@ -28,6 +28,7 @@ from bagpiper_jax.release import (
     XCODEC_FILE,
     read_xcodec_config,
     write_config,
+    xcodec_arrays,
 )
 from bagpiper_jax.store import SlicedArray, open_sliced, write_sliced
 from bagpiper_jax.trees import mismatches
@@ -57,7 +58,7 @@ def open_arrays(
     else:
         arrays = open_sliced(directory)
     if codec is not None:
-        arrays |= {OWN_CODEC + name: a for name, a in open_sliced(directory, "codec").items()}
+        arrays |= {OWN_CODEC + name: a for name, a in xcodec_arrays(directory).items()}
     wrong = mismatches(shapes_of(config, codec), arrays)
     if wrong:
         raise UserError(f"{directory} does not fit its {MODEL_FILE}: {'; '.join(wrong)}")

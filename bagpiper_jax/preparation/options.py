@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from typing import Any, NamedTuple
 
+from bagpiper_jax import fingerprints as fingerprints_lib
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.fingerprints import CODECS, TOKENIZERS, find_file
 from bagpiper_jax.modeling.codec import Codec
 from bagpiper_jax.modeling.config import BagpiperConfig, from_dict
 from bagpiper_jax.modeling.mel_codec import MelCodec
@@ -17,7 +18,6 @@ from bagpiper_jax.tokenizer import Qwen3Tokenizer, SentencePieceTokenizer, Token
 KEEP = ("audio", "mel", "both", "neither")
 # the small model that comes with the package
 _MINI = os.path.join(os.path.dirname(os.path.dirname(__file__)), "checkpoints", "mini")
-_TOKENIZERS, _CODECS = ("tokenizer.json", "tokenizer.model"), ("xcodec.json", "codec.npz")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def load_tools(options: Options) -> Tools:
         raise UserError(f"{options.model} is no model directory: cannot read model.json") from e
     except (ValueError, TypeError) as e:
         raise UserError(f"{path} is damaged: {e}") from e
-    tokenizer_path = _file(options.model, _TOKENIZERS)
+    tokenizer_path = find_file(options.model, TOKENIZERS)
     kind = Qwen3Tokenizer if tokenizer_path.endswith(".json") else SentencePieceTokenizer.load
     codec = _load_codec(options, config) if options.codes else None
     streams, size = config.vocab.num_streams, config.vocab.codebook_size
@@ -99,8 +99,12 @@ def load_tools(options: Options) -> Tools:
     return Tools(config, kind(tokenizer_path), codec)
 
 
+def _codec_file(options: Options) -> str:
+    return options.codec or find_file(options.model, CODECS)
+
+
 def _load_codec(options: Options, config: BagpiperConfig) -> Codec:
-    path = codec_file(options)
+    path = _codec_file(options)
     if os.path.basename(path) != "xcodec.json":
         return MelCodec.load(path)
     from bagpiper_jax.release import load_xcodec
@@ -108,42 +112,12 @@ def _load_codec(options: Options, config: BagpiperConfig) -> Codec:
     return load_xcodec(options.model, config.vocab.num_streams)
 
 
-def codec_file(options: Options) -> str:
-    """The file that tells which codec is used."""
-    return options.codec or _file(options.model, _CODECS)
-
-
 def fingerprints(options: Options) -> dict[str, Any]:
-    """What sizes and codes depend on: SHA-256 of tokenizer and codec, and the layout's numbers.
+    """Of the tokenizer and codec that a preparation uses; see `bagpiper_jax.fingerprints`.
 
     Raises:
       UserError: a file is missing or damaged.
     """
     config = load_tools(dataclasses.replace(options, codes=False)).config
-    return {
-        "tokenizer": file_fingerprint(_file(options.model, _TOKENIZERS)),
-        "codec": file_fingerprint(codec_file(options)) if options.codes else None,
-        "num_streams": config.vocab.num_streams,
-        "block_windows": config.encoder.block_windows,
-    }
-
-
-def file_fingerprint(path: str) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-      UserError: it cannot be read.
-    """
-    try:
-        with open(path, "rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror}") from e
-
-
-def _file(directory: str, names: tuple[str, ...]) -> str:
-    for name in names:
-        path = os.path.join(directory, name)
-        if os.path.exists(path):
-            return path
-    raise UserError(f"{directory} has neither {' nor '.join(names)}")
+    codec = _codec_file(options) if options.codes else None
+    return fingerprints_lib.fingerprints(config, find_file(options.model, TOKENIZERS), codec)

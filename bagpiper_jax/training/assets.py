@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
+from typing import Any
 
 from tqdm import tqdm
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import write_whole
+from bagpiper_jax.fingerprints import CODECS, TOKENIZERS, find_file, fingerprints
 from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
 from bagpiper_jax.input_pipeline.scenes import plan_scene, render_scene, train_captions
 from bagpiper_jax.modeling.config import BagpiperConfig, get_config
@@ -18,7 +21,9 @@ from bagpiper_jax.release import (
     MODEL_FILE,
     QWEN3_TOKENIZER_FILE,
     TOKENIZER_FILE,
+    XCODEC_FILE,
     Assets,
+    copy_xcodec,
     load_assets,
     write_config,
 )
@@ -29,7 +34,6 @@ from bagpiper_jax.training.config import RunConfig
 _TOKENIZER_CAPTIONS = 20_000
 _CODEC_SCENES = 2_000
 _LARGEST_FITTED = 8_000  # pieces; the corpus has not the words for more
-_TOKENIZERS = (TOKENIZER_FILE, QWEN3_TOKENIZER_FILE)
 
 
 def prepare_assets(run: RunConfig, workdir: str) -> Assets:
@@ -42,23 +46,46 @@ def prepare_assets(run: RunConfig, workdir: str) -> Assets:
     place = lambda name: os.path.join(workdir, name)  # noqa: E731
     if not os.path.exists(place(MODEL_FILE)):
         write_whole(place(MODEL_FILE), lambda p: write_config(p, config))
-    if not any(os.path.exists(place(name)) for name in _TOKENIZERS):
+    if not _first(workdir, TOKENIZERS):
         _put_tokenizer(run, config, workdir)
-    if not os.path.exists(place(CODEC_FILE)):
-        write_whole(place(CODEC_FILE), _codec(run, config).save)
+    if not _first(workdir, CODECS):
+        _put_codec(run, config, workdir)
     return load_assets(workdir)
 
 
-def _given(run: RunConfig, named: str, names: tuple[str, ...]) -> str:
-    """The file that the config names, or one of init_from's; empty if there is none."""
-    if named:
-        return named
-    found = [os.path.join(run.init_from, name) for name in names if run.init_from]
-    return next(filter(os.path.exists, found), "")
+def asset_fingerprints(run: RunConfig, workdir: str) -> dict[str, Any]:
+    """Of the tokenizer and codec that a run on prepared sets has, or is about to take.
+
+    Raises:
+      UserError: none is named, or a file is missing or damaged.
+    """
+    paths = {}
+    for name, files in (("tokenizer", TOKENIZERS), ("codec", CODECS)):
+        paths[name] = _first(workdir, files) or _given(run, name)
+        if not paths[name]:
+            raise UserError(
+                f"config key data.{name}: name the one that data.sets were prepared with"
+            )
+    return fingerprints(get_config(run.model), **paths)
+
+
+def _first(directory: str, names: Sequence[str]) -> str:
+    """The first of these files that is there; empty if none is."""
+    paths = [os.path.join(directory, name) for name in names] if directory else []
+    return next(filter(os.path.exists, paths), "")
+
+
+def _given(run: RunConfig, name: str) -> str:
+    """The tokenizer or codec that the config names, or init_from's; empty if there is none."""
+    files = {"tokenizer": TOKENIZERS, "codec": CODECS}[name]
+    named = getattr(run.data, name)
+    if os.path.isdir(named):
+        return find_file(named, files)
+    return named or _first(run.init_from, files)
 
 
 def _put_tokenizer(run: RunConfig, config: BagpiperConfig, workdir: str) -> None:
-    path = _given(run, run.data.tokenizer, _TOKENIZERS)
+    path = _given(run, "tokenizer")
     if path.endswith(".json"):
         target = os.path.join(workdir, QWEN3_TOKENIZER_FILE)
         write_whole(target, lambda p: shutil.copyfile(path, p))
@@ -67,20 +94,24 @@ def _put_tokenizer(run: RunConfig, config: BagpiperConfig, workdir: str) -> None
         tokenizer = SentencePieceTokenizer.load(path)
     elif config.vocab.text_size > _LARGEST_FITTED:
         raise UserError("config key data.tokenizer: name the tokenizer.json of Qwen3")
-    elif run.data.sets:
-        raise UserError("config key data.tokenizer: name the one that data.sets were prepared with")
     else:
         captions = train_captions(load_corpus(run.data.corpus), run.seed, _TOKENIZER_CAPTIONS)
         tokenizer = SentencePieceTokenizer.train(captions, config.vocab.text_size)
     write_whole(os.path.join(workdir, TOKENIZER_FILE), tokenizer.save)
 
 
-def _codec(run: RunConfig, config: BagpiperConfig) -> MelCodec:
-    path = _given(run, run.data.codec, (CODEC_FILE,))
-    if path:
-        return MelCodec.load(path)
-    if run.data.sets:
-        raise UserError("config key data.codec: name the one that data.sets were prepared with")
+def _put_codec(run: RunConfig, config: BagpiperConfig, workdir: str) -> None:
+    path = _given(run, "codec")
+    if os.path.basename(path) == XCODEC_FILE:
+        copy_xcodec(os.path.dirname(path), workdir)
+    elif path:
+        MelCodec.load(path)  # it is whole
+        write_whole(os.path.join(workdir, CODEC_FILE), lambda p: shutil.copyfile(path, p))
+    else:
+        write_whole(os.path.join(workdir, CODEC_FILE), _fitted_codec(run, config).save)
+
+
+def _fitted_codec(run: RunConfig, config: BagpiperConfig) -> MelCodec:
     corpus = load_corpus(run.data.corpus)
     scenes = (
         render_scene(corpus, plan_scene(corpus, run.seed, i, "train", "mixed"))

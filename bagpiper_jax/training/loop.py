@@ -31,7 +31,7 @@ from bagpiper_jax.release import Assets, load_assets, read_config, weight_shapes
 from bagpiper_jax.sharding import parameter_shardings
 from bagpiper_jax.store import Checkpoints, has_checkpoint
 from bagpiper_jax.training import feed, hosts
-from bagpiper_jax.training.assets import prepare_assets
+from bagpiper_jax.training.assets import asset_fingerprints, prepare_assets
 from bagpiper_jax.training.config import RunConfig, claim_workdir
 from bagpiper_jax.training.metrics import MetricsLog
 from bagpiper_jax.training.optimizer import learning_rate, make_optimizer
@@ -82,8 +82,8 @@ def make_source(run: RunConfig, assets: Assets) -> PackedRecords | PackedScenes:
     )
 
 
-def _prepared(run: RunConfig) -> list[Source]:
-    opened = {directory: open_prepared(directory) for directory, _, _ in run.data.sets}
+def _prepared(run: RunConfig, assets: dict | None = None) -> list[Source]:
+    opened = {directory: open_prepared(directory, assets) for directory, _, _ in run.data.sets}
     sets = [(opened[directory], task, weight) for directory, task, weight in run.data.sets]
     return spread(sets, run.data.mixture)
 
@@ -230,11 +230,11 @@ def _check(run: RunConfig, workdir: str, mesh) -> None:
     """Tells what is wrong before the workdir is claimed."""
     if not run.data.corpus and not run.data.sets:
         raise UserError("config key data.sets: name the prepared sets, or data.corpus, to train on")
+    wanted = get_config(run.model)
     if run.data.sets:
-        _prepared(run)
+        _prepared(run, asset_fingerprints(run, workdir))
     else:
         load_corpus(run.data.corpus)
-    wanted = get_config(run.model)
     optimizer = make_optimizer(run.optimizer, run.steps)
     state_shardings(mesh, weight_shapes(wanted), optimizer, run.frozen)
     if has_checkpoint(workdir):  # it goes on from there: init_from is no longer needed
