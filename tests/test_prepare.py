@@ -199,13 +199,14 @@ def test_damaged_sets_are_told(prepared, tmp_path):
 
 
 class Bomb:
-    """Does something to the process that unpickles it."""
+    """Does something to the process that unpickles it last, of so many."""
 
-    def __init__(self, function, *args):
-        self._call = function, args
+    def __init__(self, after, function, *args):
+        self._after, self._call = after, (function, args)
 
     def __reduce__(self):
-        return self._call
+        function, args = self._call
+        return (Bomb, (self._after - 1, function, *args)) if self._after else self._call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +219,8 @@ class Bombs:
         return ["0", "1"]
 
     def read(self, part):
-        bomb = Bomb(os._exit, 3) if part == "0" else Bomb(time.sleep, 3600)
+        # the process that reads hands it over to the one that has it decoded
+        bomb = Bomb(1, os._exit, 3) if part == "0" else Bomb(1, time.sleep, 3600)
         yield Item(f"good-{part}", (Audio(data=encoded(sound(1, int(part)))),), f"Tone {part}.")
         yield Item(f"bad-{part}", caption="x", provenance={"bomb": bomb})
         yield Item(f"last-{part}", (Audio(data=encoded(sound(1, 9 + int(part)))),), f"Last {part}.")
@@ -243,6 +245,48 @@ def test_a_file_that_kills_or_hangs_costs_that_file_only(tmp_path, workers):
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Falling:
+    """A source whose reading goes wrong after two items, as the part's name says."""
+
+    name: str = "falling"
+
+    def parts(self):
+        return ["well", "dies", "hangs", "raises", "not at all"]
+
+    def read(self, part):
+        yield Item("a", caption="One.")
+        yield Item("b", caption="Two.")
+        if part == "dies":
+            os._exit(4)
+        if part == "hangs":
+            time.sleep(3600)
+        if part == "raises":
+            raise OSError("the disk is gone")
+        if part == "not at all":
+            raise UserError("source falling: no such part")
+        yield Item("c", caption="Three.")
+
+
+def test_reading_that_dies_or_hangs_costs_the_rest_of_its_part():
+    source, told = Falling(), {}
+    with Isolated(Options(timeout=5)) as isolated:
+        for part in source.parts()[:-1]:
+            *items, told[part] = isolated.read(source, part)
+            assert [item.id for item in items] == ["a", "b"], part
+        with pytest.raises(UserError, match="no such part"):
+            list(isolated.read(source, "not at all"))
+        left = isolated.read(source, "well")
+        assert next(left).id == "a"
+        assert [entry.id for entry in isolated.read(source, "well")] == ["a", "b", "c"]
+    assert told.pop("well") == Item("c", caption="Three.")
+    assert {(part, entry.id, entry.reason) for part, entry in told.items()} == {
+        ("dies", "dies", "its reading ended early: the process that read it died (exit code 4)"),
+        ("hangs", "hangs", "its reading ended early: no progress within 5 s"),
+        ("raises", "raises", "its reading ended early: OSError: the disk is gone"),
+    }
+
+
 @pytest.mark.slow
 def test_more_than_500_damaged_files(tmp_path):
     """One process reads them all, in less than a gigabyte; not one kills or holds it."""
@@ -261,9 +305,9 @@ def test_more_than_500_damaged_files(tmp_path):
             except Rejected as e:
                 assert e.kind not in ("died", "hung", "memory", "failed"), (name, e.reason)
             if count == 1:
-                process = isolated._process.pid
+                process = isolated._decoding.process.pid
         assert count > 500 and kept < count / 4
-        assert isolated._process.pid == process, "it was never started anew"
+        assert isolated._decoding.process.pid == process, "it was never started anew"
         with open(f"/proc/{process}/status", encoding="ascii") as f:
             peak = next(int(line.split()[1]) for line in f if line.startswith("VmHWM"))
         assert peak < 1 << 20, "kB"

@@ -128,7 +128,7 @@ def make_shard(
     Args:
       plan: of the whole set.
       shard: which one.
-      isolated: where items are prepared.
+      isolated: where parts are read and items prepared.
       progress: called with seconds of audio and with parts that are done.
     """
     if read_notes(plan, shard) is not None:
@@ -149,7 +149,7 @@ def make_shard(
 
     def write(path: str) -> None:
         with _records_file(path) as put:
-            for source, part, entry in _entries(plan, shard, progress):
+            for source, part, entry in _entries(plan, shard, isolated, progress):
                 _take(plan, source, part, entry, isolated, taken, put, progress)
 
     _write_own(staged, write)
@@ -158,15 +158,10 @@ def make_shard(
     _write_own(notes, lambda path: _write_bytes(path, packed))
 
 
-def _entries(plan: Plan, shard: int, progress) -> Iterator[tuple[int, str, Item | Damaged]]:
+def _entries(plan: Plan, shard: int, isolated, progress) -> Iterator[tuple[int, str, Any]]:
     for source, part in plan.shards[shard]:
-        try:
-            for entry in plan.sources[source].read(part):
-                yield source, part, entry
-        except UserError:
-            raise
-        except Exception as e:  # the rest of the part is lost, and that is told
-            yield source, part, Damaged(part, f"its reading ended early: {type(e).__name__}: {e}")
+        for entry in isolated.read(plan.sources[source], part):
+            yield source, part, entry
         progress(0.0, 1)
 
 
