@@ -68,6 +68,21 @@ def test_everything_is_in_one_place(prepared):
     assert not any(name.startswith(".") for name in os.listdir(prepared.directory))
 
 
+def test_ids_that_an_earlier_part_has(tmp_path):
+    """They are quarantined, and their content is nobody's duplicate."""
+    items = [Item(name, caption=text) for name, text in ("aA", "bB", "aC", "cC", "aA", "dB")]
+    out = tmp_path / "set"
+    made = prepare([Listed(tuple(items), per_part=2)], out, OPTIONS, workers=1, quiet=True)
+    assert [made[i].id for i in range(len(made))] == ["listed/a", "listed/b", "listed/c"]
+    assert [made[i].caption for i in range(3)] == ["A", "B", "C"]
+    assert made.info["counts"]["items"] == {"in": 6, "quarantined": 2, "kept": 3, "duplicates": 1}
+    assert made.info["counts"]["records"] == {"made": 4, "duplicates": 1, "out": 3}
+    assert made.info["quarantine"] == {"entry": 2}
+    with open(out / "quarantine.jsonl", encoding="utf-8") as f:
+        told = [(line["part"], line["id"], line["reason"]) for line in map(json.loads, f)]
+    assert told == [(part, "a", "an earlier part has the id a") for part in ("2", "4")]
+
+
 def test_the_index_tells_of_each_record(prepared):
     tools = load_tools(OPTIONS)
     again = pickle.loads(pickle.dumps(prepared))

@@ -2,8 +2,8 @@
 
 What a shard holds is a function of the plan and its number alone, so it is the same whoever makes
 it, in whatever order. First every shard is made on its own (`make_shard`: staged records and notes
-of them), then, once the digests of all are known, it is finished (`finish_shard`: without the
-records that an earlier shard holds already). Each file appears only when it is whole.
+of them), then, once ids and digests of all are known, it is finished (`finish_shard`: without
+items whose id, and records whose content, came before). Each file appears only when it is whole.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bagpiper_jax.files import write_whole
 from bagpiper_jax.input_pipeline.prepared import FORMAT
 from bagpiper_jax.preparation.decode import Rejected
 from bagpiper_jax.preparation.isolated import Isolated
-from bagpiper_jax.preparation.item import Damaged, Item, Source
+from bagpiper_jax.preparation.item import Damaged, Source
 from bagpiper_jax.preparation.options import Options, fingerprints
 
 MOST_SHARDS = 1024
@@ -135,7 +135,7 @@ def make_shard(
         return
     staged, notes, _ = _paths(plan, shard)
     taken: dict[str, Any] = {
-        name: [] for name in ("item", "sizes", "seconds", "loudness", "labels", "quarantine")
+        name: [] for name in ("ids", "item", "sizes", "seconds", "loudness", "labels", "quarantine")
     }
     taken |= {
         "items": 0,
@@ -167,17 +167,17 @@ def _entries(plan: Plan, shard: int, isolated, progress) -> Iterator[tuple[int, 
 
 def _take(plan, source: int, part: str, entry, isolated: Isolated, taken, put, progress) -> None:
     """Adds what becomes of an entry to the shard."""
-    number, taken["items"] = taken["items"], taken["items"] + 1
+    taken["items"] += 1
     try:
         if isinstance(entry, Damaged):
             raise Rejected("entry", entry.reason)
         prefix = plan.sources[source].name + "/"
         done = isolated.prepare(entry, prefix, lambda seconds: progress(seconds, 0))
     except Rejected as e:
-        name = plan.sources[source].name
-        told = {"id": entry.id, "source": name, "part": part, "kind": e.kind, "reason": e.reason}
-        taken["quarantine"].append(_printable(told))
+        taken["quarantine"].append(_told(plan, source, part, entry.id, e.kind, e.reason))
         return
+    number = len(taken["ids"])
+    taken["ids"].append((source, part, entry.id))
     for made in done.records:
         put(made.data)
         taken["item"].append(number)
@@ -193,22 +193,46 @@ def _take(plan, source: int, part: str, entry, isolated: Isolated, taken, put, p
     taken["found_seconds"] += done.seconds
 
 
-def _printable(told: dict[str, str]) -> dict[str, str]:
-    """Without what no file can hold: half of a surrogate pair, and control characters."""
+def _told(plan: Plan, source: int, part: str, name: str, kind: str, reason: str) -> dict[str, str]:
+    """A line of the quarantine, without what no file can hold: half of a surrogate pair, and
+    control characters."""
+    told = {"id": name, "source": plan.sources[source].name, "part": part}
     return {
         key: "".join(c if c.isprintable() else "\ufffd" for c in str(value))[:500]
-        for key, value in told.items()
+        for key, value in (told | {"kind": kind, "reason": reason}).items()
     }
 
 
-def finish_shard(plan: Plan, shard: int, duplicates: frozenset[int]) -> None:
+def set_repeated_apart(plan: Plan, notes: Sequence[dict[str, Any]]) -> list[frozenset[int]]:
+    """Quarantines, in the notes, items whose id an earlier part of their source has.
+
+    Within a part the source itself tells of them. Ids name records: two would have one name.
+
+    Returns:
+      the records of such items, by shard.
+    """
+    seen: set[tuple[int, str]] = set()
+    apart = []
+    for made in notes:
+        items = set()
+        for number, (source, part, name) in enumerate(made["ids"]):
+            if (source, name) in seen:
+                items.add(number)
+                reason = f"an earlier part has the id {name}"
+                made["quarantine"].append(_told(plan, source, part, name, "entry", reason))
+            seen.add((source, name))
+        apart.append(frozenset(r for r, number in enumerate(made["item"]) if number in items))
+    return apart
+
+
+def finish_shard(plan: Plan, shard: int, left_out: frozenset[int]) -> None:
     """Gives a made shard its place, without the records of the given numbers."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     staged, _, finished = _paths(plan, shard)
     if os.path.exists(finished):
         return
-    if not duplicates:
+    if not left_out:
         os.replace(staged, finished)
         return
 
@@ -216,7 +240,7 @@ def finish_shard(plan: Plan, shard: int, duplicates: frozenset[int]) -> None:
         reader = ArrayRecordReader(staged, options="readahead_buffer_size:0")
         with _records_file(path) as put:
             for number in range(reader.num_records()):
-                if number not in duplicates:
+                if number not in left_out:
                     put(reader.read([number])[0])
         reader.close()
 
@@ -224,18 +248,25 @@ def finish_shard(plan: Plan, shard: int, duplicates: frozenset[int]) -> None:
     os.remove(staged)
 
 
-def find_duplicates(digests: Sequence[bytes]) -> list[frozenset[int]]:
+def find_duplicates(
+    digests: Sequence[bytes], left_out: Sequence[frozenset[int]]
+) -> list[frozenset[int]]:
     """Records, by shard, whose digest an earlier record has.
 
     Args:
       digests: those of each shard's records, joined.
+      left_out: records of each shard that do not count, neither as earlier nor as later ones.
     """
     counts = [len(joined) // DIGEST for joined in digests]
-    keys = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
+    edges = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    counting = np.ones(edges[-1], bool)
+    for edge, numbers in zip(edges, left_out, strict=False):
+        counting[[edge + number for number in numbers]] = False
+    places = np.flatnonzero(counting)
+    keys = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)[places]
     order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: of equal ones the earliest is first
     same = (keys[order[1:]] == keys[order[:-1]]).all(1)
-    later = np.sort(order[1:][same])
-    edges = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    later = np.sort(places[order[1:][same]])
     cuts = np.searchsorted(later, edges)
     return [
         frozenset((later[a:b] - edge).tolist())
