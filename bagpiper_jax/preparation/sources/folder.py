@@ -94,11 +94,11 @@ class Folder:
         try:
             fields: dict = {}
             if ".json" in texts:
-                fields = parse_json(read_text(os.path.join(folder, texts[".json"])))
+                fields = parse_json(read_text(self.path, folder, texts[".json"]))
                 if not isinstance(fields, dict):
                     raise BadEntry(f"{texts['.json']} holds no mapping of fields")
             if ".txt" in texts and self.defaults.get(fields, "caption") is None:
-                text = decode_text(read_text(os.path.join(folder, texts[".txt"])))
+                text = decode_text(read_text(self.path, folder, texts[".txt"]))
                 fields = {**fields, "caption": text}
             recording = local_audio(self.path, folder, name)
         except BadEntry as e:
