@@ -122,13 +122,17 @@ def test_what_is_finished_is_not_done_again(corpus, prepared, monkeypatch):
     assert again.fingerprint == prepared.fingerprint and contents(prepared.directory) == before
 
 
-def test_an_earlier_run_that_was_told_otherwise(corpus, prepared, tmp_path):
+def test_an_earlier_run_that_was_told_otherwise(corpus, prepared, tmp_path, monkeypatch):
     out = prepared.directory
     other = dataclasses.replace(OPTIONS, keep="mel", deduplicate=False)
-    with pytest.raises(UserError, match=r"told otherwise \(options.deduplicate, options.keep\)"):
+    with pytest.raises(UserError, match=r"changed since \(options.deduplicate, options.keep\)"):
         prepare([corpus], out, other, name="tones", workers=1)
-    with pytest.raises(UserError, match=r"told otherwise \(name, parts, shards\)"):
+    with pytest.raises(UserError, match=r"changed since \(name, parts, shards\)"):
         prepare([dataclasses.replace(corpus, per_part=3)], out, OPTIONS, workers=1, name="x")
+    monkeypatch.setattr(type(corpus), "stamp", lambda self: "another")
+    with pytest.raises(UserError, match=r"told otherwise, or .* changed since \(sources.files\)"):
+        prepare([corpus], out, OPTIONS, name="tones", workers=1)
+    monkeypatch.undo()
     (tmp_path / "mine.txt").write_text("not yours")
     with pytest.raises(UserError, match="not empty"):
         prepare([corpus], tmp_path, OPTIONS, workers=1)
@@ -232,6 +236,9 @@ class Bombs:
 
     def parts(self):
         return ["0", "1"]
+
+    def stamp(self):
+        return ""
 
     def read(self, part):
         # the process that reads hands it over to the one that has it decoded

@@ -311,6 +311,7 @@ def test_damage_in_a_folder(tmp_path):
         "link.wav": "outside",
         "gone.wav": "cannot be read",
         "\\udcff.wav": "UTF-8",
+        "folder": "is a link to a folder",
         "told.wav": "outside",
         "waits.wav": "no regular file",
         "endless.wav": "outside",

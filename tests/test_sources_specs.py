@@ -83,3 +83,18 @@ def test_sources_import_no_framework():
         "sys.exit(str(bad) if bad else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_stamps_tell_of_changes_and_not_of_places(tmp_path):
+    for name in ("here", "there"):
+        write_audio(tmp_path / name / "audio" / "b.wav")
+        (tmp_path / name / "set.jsonl").write_text(json.dumps(GOOD) + "\n")
+    here, there = (open_source(f"{tmp_path}/{name}/set.jsonl") for name in ("here", "there"))
+    assert here.stamp() == there.stamp()
+    folders = [open_source(f"folder:{tmp_path}/{name}/audio") for name in ("here", "there")]
+    assert folders[0].stamp() == folders[1].stamp()
+    with open(tmp_path / "there" / "set.jsonl", "a") as file:
+        file.write(json.dumps({**GOOD, "id": "more"}) + "\n")
+    write_audio(tmp_path / "there" / "audio" / "c.wav")
+    assert here.stamp() != there.stamp()
+    assert folders[0].stamp() != folders[1].stamp()

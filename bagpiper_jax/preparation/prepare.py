@@ -142,8 +142,8 @@ def _check_same(plan: Plan, earlier: dict[str, Any]) -> None:
     ]
     if wrong:
         raise UserError(
-            f"{plan.out} holds a preparation that was told otherwise ({', '.join(wrong)}): "
-            "tell the same again, or choose another directory"
+            f"{plan.out} holds a preparation that was told otherwise, or whose sources have "
+            f"changed since ({', '.join(wrong)}): tell the same again, or choose another directory"
         )
 
 

@@ -45,6 +45,7 @@ class Plan:
       options: of the preparation.
       shards: (source, part) numbers of each shard, in order.
       assets: `fingerprints` of tokenizer and codec.
+      stamps: of the sources.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Plan:
     options: Options
     shards: tuple[tuple[tuple[int, str], ...], ...]
     assets: dict[str, Any]
+    stamps: tuple[str, ...]
 
     def summary(self) -> dict[str, Any]:
         """What an earlier run must agree with for this one to go on with it; JSON-ready."""
@@ -60,7 +62,7 @@ class Plan:
         return {
             "format": FORMAT,
             "name": self.name,
-            "sources": [source.name for source in self.sources],
+            "sources": {s.name: t for s, t in zip(self.sources, self.stamps, strict=True)},
             "parts": parts,
             "shards": len(self.shards),
             "options": self.options.decisive(),
@@ -91,7 +93,8 @@ def plan_shards(sources: Iterable[Source], out: str, options: Options, name: str
     count = min(options.shards or MOST_SHARDS, len(parts))
     edges = [len(parts) * shard // count for shard in range(count + 1)]
     shards = tuple(tuple(parts[a:b]) for a, b in zip(edges, edges[1:], strict=False))
-    return Plan(name, os.path.abspath(out), sources, options, shards, fingerprints(options))
+    stamps = tuple(source.stamp() for source in sources)
+    return Plan(name, os.path.abspath(out), sources, options, shards, fingerprints(options), stamps)
 
 
 def shard_file(plan: Plan, shard: int) -> str:

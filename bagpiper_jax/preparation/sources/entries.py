@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import os
 import re
 import reprlib
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bagpiper_jax.preparation.item import Audio, Damaged, Item
@@ -139,6 +140,16 @@ def labels(files: Sequence[str]) -> list[str]:
     folders = [os.path.dirname(os.path.abspath(path)) for path in files]
     common = os.path.commonpath(folders) if folders else ""
     return [os.path.relpath(os.path.abspath(path), common) for path in files]
+
+
+def stamp(sizes: Iterable[tuple[str, int]]) -> str:
+    """A short text that tells one list of names and sizes from another."""
+    return hashlib.sha256(json.dumps(list(sizes)).encode()).hexdigest()[:16]
+
+
+def files_stamp(files: Sequence[str]) -> str:
+    """`stamp` of files that are there."""
+    return stamp(zip(labels(files), map(os.path.getsize, files), strict=True))
 
 
 def local_audio(root: str, folder: str, name: Any, *, absolute: bool = False) -> Audio:

@@ -18,6 +18,7 @@ from bagpiper_jax.preparation.sources.entries import (
     Defaults,
     embedded_audio,
     make_item,
+    stamp,
     unique,
 )
 from bagpiper_jax.preparation.sources.limits import MAX_AUDIO_BYTES, PART_EXAMPLES
@@ -51,6 +52,10 @@ class TfdsSet:
         """`SPLIT#NUMBER`, `PART_EXAMPLES` examples from there each."""
         starts = range(0, len(self._open()), PART_EXAMPLES)
         return [f"{self.split}#{start}" for start in starts]
+
+    def stamp(self) -> str:
+        """Of the number of examples; a version of a data set does not change otherwise."""
+        return stamp([(self.split, len(self._open()))])
 
     def read(self, part: str) -> Iterator[Item | Damaged]:
         """The examples of a part, in the order of the split."""
