@@ -227,6 +227,18 @@ def test_nothing_that_was_answered_is_lost(how, clips, tmp_path):
     assert [row["id"] for row in rows_of(target)] == [f"n{i}" for i in range(24)]
 
 
+def test_a_full_disk_stops_the_stage_in_one_line(clips, tmp_path, monkeypatch):
+    write_rows(clips / "bare.jsonl", [{"id": "bare"}])
+
+    def full(self, key, value):
+        raise UserError("cannot write it: No space left on device")
+
+    monkeypatch.setattr(Journal, "add", full)
+    for name in ("bare.jsonl", "clips.jsonl"):
+        with Misbehaving() as server, pytest.raises(UserError, match="stopped: .* No space left"):
+            run("caption", clips / name, tmp_path / f"out_{name}", server, tmp_path)
+
+
 def test_two_processes_do_not_share_an_output(clips, tmp_path):
     target = tmp_path / "captions.jsonl"
     with Misbehaving() as server, Journal(f"{target}.partial"):
