@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import stat
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -13,6 +17,26 @@ SAMPLE_RATE = 16_000
 MIN_SECONDS = 0.1
 MAX_SECONDS = 30.0
 _SILENCE = 1e-5  # −100 dB of full scale
+
+
+@contextlib.contextmanager
+def open_sound(path: str | os.PathLike) -> Iterator:
+    """A recording as a `soundfile.SoundFile`, by its contents and never by its ending.
+
+    Raises:
+      OSError: it cannot be read, or is no regular file; a pipe is not waited for.
+      soundfile.LibsndfileError: it is no audio.
+    """
+    import soundfile
+
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        with soundfile.SoundFile(file, closefd=False) as sound:
+            yield sound
+    finally:
+        os.close(file)
 
 
 def load_audio(path: str | os.PathLike) -> np.ndarray:
@@ -34,14 +58,14 @@ def load_audio(path: str | os.PathLike) -> np.ndarray:
     if os.path.getsize(path) == 0:
         raise UserError(f"{path} is empty: give a recording")
     try:
-        with soundfile.SoundFile(path) as f:
+        with open_sound(path) as f:
             if f.samplerate <= 0:
                 raise UserError(f"{path} states a sample rate of {f.samplerate} Hz: it is damaged")
             # an enormous header must not cost its size in memory
             limit = int(f.samplerate * (MAX_SECONDS + 1))
             wav = f.read(limit, dtype="float32", always_2d=True)
             rate = f.samplerate
-    except (soundfile.LibsndfileError, RuntimeError) as e:
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as e:
         raise UserError(f"{path} cannot be read as audio: {e}") from e
     return prepare_audio(wav, rate, name=str(path))
 

@@ -58,6 +58,9 @@ class Clips:
     def parts(self) -> list[str]:
         return ["all"]
 
+    def stamp(self) -> str:
+        return ""
+
     def read(self, part: str) -> Iterator[Item]:
         for i, (path, caption) in enumerate(zip(self.files, self.captions)):
             yield Item(str(i), (Audio(path=path),), caption)

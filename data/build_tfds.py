@@ -3,8 +3,9 @@
     python data/build_tfds.py NAME --to DIR [--from COPY] [--config CONFIG]
 
 NAME is librispeech, audiocaps, clotho, musiccaps or mini_corpus. Without a copy it is downloaded,
-where that is possible. The result is read by `tfds:DATASET` as a source of `bagpiper data prepare`
-and by `tfds.data_source`.
+where that is possible. The result, whose folder and splits are printed, is a source of
+`bagpiper data prepare` (`tfds:FOLDER`, or {"path": FOLDER, "split": SPLIT} for another split than
+train), and is read by `tfds.data_source`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Nothing here imports TensorFlow: examples are sorted before their audio is read and written shard by
 shard (`tfds.core.ShardBasedBuilder`, TFDS 4.9.10), archives are unpacked by the standard library,
 and audio is kept as the bytes of its file. `bagpiper_jax.preparation.sources` reads what is built
-(`tfds:NAME`), as does `tfds.data_source`.
+(`tfds:FOLDER`), as does `tfds.data_source`.
 """
 
 from __future__ import annotations
@@ -164,7 +164,8 @@ def _examples(clips: list[Clip]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def recordings(folder: Path) -> dict[str, Path]:
-    """The recordings under a folder, by file name; links that lead out of it are left out."""
+    """The recordings under a folder, by file name; links that lead out of it are left out, and so
+    is what is no regular file."""
     root = os.path.realpath(folder)
     found = {}
     for where, subfolders, names in os.walk(folder):
@@ -172,7 +173,8 @@ def recordings(folder: Path) -> dict[str, Path]:
         for name in sorted(names):
             path = os.path.join(where, name)
             inside = os.path.commonpath([os.path.realpath(path), root]) == root
-            if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES and inside:
+            known = os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
+            if known and inside and os.path.isfile(path):  # a pipe would be waited for
                 found.setdefault(name, Path(path))
     return found
 

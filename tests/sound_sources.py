@@ -40,6 +40,9 @@ class Listed:
     def parts(self):
         return [str(start) for start in range(0, len(self.items), self.per_part)]
 
+    def stamp(self):
+        return str(len(self.items))
+
     def read(self, part):
         yield from self.items[int(part) : int(part) + self.per_part]
 
@@ -58,6 +61,9 @@ class Files:
 
     def parts(self):
         return [str(start) for start in range(0, len(self._captions()), self.per_part)]
+
+    def stamp(self):
+        return str(len(self._captions()))
 
     def read(self, part):
         chosen = sorted(self._captions().items())[int(part) : int(part) + self.per_part]

@@ -13,7 +13,7 @@ from bagpiper_jax.errors import UserError
 from bagpiper_jax.json_lines import write_rows
 from bagpiper_jax.preparation.filters import commands, sound, text
 from bagpiper_jax.preparation.filters import run as work
-from bagpiper_jax.preparation.filters.rows import caption_of
+from bagpiper_jax.preparation.filters.rows import caption_of, read_clip
 
 MINI = pathlib.Path(__file__).parents[1] / "data" / "mini" / "audio"
 PROSE = (
@@ -67,6 +67,25 @@ def test_duration(tmp_path):
     assert verdicts(sound.duration, rows[:1], tmp_path, min_seconds=0.1)[0].keep
 
 
+def test_recordings_that_no_header_tells_of_and_those_of_dialogues(tmp_path):
+    noise(tmp_path / "a.wav", 2.0)
+    data = bytearray((tmp_path / "a.wav").read_bytes())
+    data[24:28] = bytes(4)
+    (tmp_path / "0_hz.wav").write_bytes(data)
+    (tmp_path / "a.raw").write_bytes(bytes(range(256)))
+    os.mkfifo(tmp_path / "pipe.wav")
+    rows = [{"id": n, "audio": n} for n in ("0_hz.wav", "a.raw", "pipe.wav")]
+    turns = [["user", "text", "Noise."], ["assistant", "audio", "a.wav"]]
+    rows.append({"id": "dialogue", "messages": turns})
+    found = verdicts(sound.duration, rows, tmp_path)
+    assert [v.reason for v in found] == ["cannot be read as audio"] * 3 + [""]
+    assert found[3] == (True, 2.0, "")
+    for row in rows[:3]:
+        with pytest.raises(UserError):
+            read_clip(row, str(tmp_path))
+    assert len(read_clip(rows[3], str(tmp_path))) == 32_000
+
+
 def test_language():
     found = verdicts(text.language, captions(PROSE, GERMAN, " "))
     assert [v.keep for v in found] == [True, False, False]
@@ -109,7 +128,9 @@ def test_near_duplicates_keep_the_first():
     touched[100] = "other"
     half = " ".join([*base.split()[:100], *rng.choice(words, 100)])
     rows = captions(base, half, " ".join(touched), base.upper() + "!", "short one", "short one")
-    found = verdicts(text.near_duplicates, rows)
+    found = verdicts(text.near_duplicates, [*rows, *captions("", "")])
+    assert [(v.keep, v.reason) for v in found[6:]] == [(True, "no caption")] * 2
+    found = found[:6]
     assert [v.keep for v in found] == [True, True, False, False, True, False]
     assert found[2].reason == "nearly the caption of 0" and found[3].value == 1.0
     # the estimate is near the truth: 5 of about 200 shingles differ on each side

@@ -327,6 +327,10 @@ def test_bad_sources(clips):
         packed([])
     with pytest.raises(UserError, match="clips/text_only is there twice"):
         packed([Source(clips, "text_only", 1.0)] * 2)
+    others = Sizes("clips", [5, 6])
+    others.fingerprint = "of others"
+    with pytest.raises(UserError, match="two sets are called clips"):
+        packed([Source(clips, "text_only", 1.0), Source(others, "text_only", 1.0)])
     with pytest.raises(UserError, match=r"no set for the tasks of the mixture \['text_only'\]"):
         spread([(clips, task, 1.0) for task in TASKS[:2]])
     with pytest.raises(UserError, match=r"give the tasks \['dialogue'\]"):

@@ -68,6 +68,21 @@ def test_everything_is_in_one_place(prepared):
     assert not any(name.startswith(".") for name in os.listdir(prepared.directory))
 
 
+def test_ids_that_an_earlier_part_has(tmp_path):
+    """They are quarantined, and their content is nobody's duplicate."""
+    items = [Item(name, caption=text) for name, text in ("aA", "bB", "aC", "cC", "aA", "dB")]
+    out = tmp_path / "set"
+    made = prepare([Listed(tuple(items), per_part=2)], out, OPTIONS, workers=1, quiet=True)
+    assert [made[i].id for i in range(len(made))] == ["listed/a", "listed/b", "listed/c"]
+    assert [made[i].caption for i in range(3)] == ["A", "B", "C"]
+    assert made.info["counts"]["items"] == {"in": 6, "quarantined": 2, "kept": 3, "duplicates": 1}
+    assert made.info["counts"]["records"] == {"made": 4, "duplicates": 1, "out": 3}
+    assert made.info["quarantine"] == {"entry": 2}
+    with open(out / "quarantine.jsonl", encoding="utf-8") as f:
+        told = [(line["part"], line["id"], line["reason"]) for line in map(json.loads, f)]
+    assert told == [(part, "a", "an earlier part has the id a") for part in ("2", "4")]
+
+
 def test_the_index_tells_of_each_record(prepared):
     tools = load_tools(OPTIONS)
     again = pickle.loads(pickle.dumps(prepared))
@@ -107,13 +122,17 @@ def test_what_is_finished_is_not_done_again(corpus, prepared, monkeypatch):
     assert again.fingerprint == prepared.fingerprint and contents(prepared.directory) == before
 
 
-def test_an_earlier_run_that_was_told_otherwise(corpus, prepared, tmp_path):
+def test_an_earlier_run_that_was_told_otherwise(corpus, prepared, tmp_path, monkeypatch):
     out = prepared.directory
     other = dataclasses.replace(OPTIONS, keep="mel", deduplicate=False)
-    with pytest.raises(UserError, match=r"told otherwise \(options.deduplicate, options.keep\)"):
+    with pytest.raises(UserError, match=r"changed since \(options.deduplicate, options.keep\)"):
         prepare([corpus], out, other, name="tones", workers=1)
-    with pytest.raises(UserError, match=r"told otherwise \(name, parts, shards\)"):
+    with pytest.raises(UserError, match=r"changed since \(name, parts, shards\)"):
         prepare([dataclasses.replace(corpus, per_part=3)], out, OPTIONS, workers=1, name="x")
+    monkeypatch.setattr(type(corpus), "stamp", lambda self: "another")
+    with pytest.raises(UserError, match=r"told otherwise, or .* changed since \(sources.files\)"):
+        prepare([corpus], out, OPTIONS, name="tones", workers=1)
+    monkeypatch.undo()
     (tmp_path / "mine.txt").write_text("not yours")
     with pytest.raises(UserError, match="not empty"):
         prepare([corpus], tmp_path, OPTIONS, workers=1)
@@ -199,13 +218,14 @@ def test_damaged_sets_are_told(prepared, tmp_path):
 
 
 class Bomb:
-    """Does something to the process that unpickles it."""
+    """Does something to the process that unpickles it last, of so many."""
 
-    def __init__(self, function, *args):
-        self._call = function, args
+    def __init__(self, after, function, *args):
+        self._after, self._call = after, (function, args)
 
     def __reduce__(self):
-        return self._call
+        function, args = self._call
+        return (Bomb, (self._after - 1, function, *args)) if self._after else self._call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,8 +237,12 @@ class Bombs:
     def parts(self):
         return ["0", "1"]
 
+    def stamp(self):
+        return ""
+
     def read(self, part):
-        bomb = Bomb(os._exit, 3) if part == "0" else Bomb(time.sleep, 3600)
+        # the process that reads hands it over to the one that has it decoded
+        bomb = Bomb(1, os._exit, 3) if part == "0" else Bomb(1, time.sleep, 3600)
         yield Item(f"good-{part}", (Audio(data=encoded(sound(1, int(part)))),), f"Tone {part}.")
         yield Item(f"bad-{part}", caption="x", provenance={"bomb": bomb})
         yield Item(f"last-{part}", (Audio(data=encoded(sound(1, 9 + int(part)))),), f"Last {part}.")
@@ -243,6 +267,48 @@ def test_a_file_that_kills_or_hangs_costs_that_file_only(tmp_path, workers):
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Falling:
+    """A source whose reading goes wrong after two items, as the part's name says."""
+
+    name: str = "falling"
+
+    def parts(self):
+        return ["well", "dies", "hangs", "raises", "not at all"]
+
+    def read(self, part):
+        yield Item("a", caption="One.")
+        yield Item("b", caption="Two.")
+        if part == "dies":
+            os._exit(4)
+        if part == "hangs":
+            time.sleep(3600)
+        if part == "raises":
+            raise OSError("the disk is gone")
+        if part == "not at all":
+            raise UserError("source falling: no such part")
+        yield Item("c", caption="Three.")
+
+
+def test_reading_that_dies_or_hangs_costs_the_rest_of_its_part():
+    source, told = Falling(), {}
+    with Isolated(Options(timeout=5)) as isolated:
+        for part in source.parts()[:-1]:
+            *items, told[part] = isolated.read(source, part)
+            assert [item.id for item in items] == ["a", "b"], part
+        with pytest.raises(UserError, match="no such part"):
+            list(isolated.read(source, "not at all"))
+        left = isolated.read(source, "well")
+        assert next(left).id == "a"
+        assert [entry.id for entry in isolated.read(source, "well")] == ["a", "b", "c"]
+    assert told.pop("well") == Item("c", caption="Three.")
+    assert {(part, entry.id, entry.reason) for part, entry in told.items()} == {
+        ("dies", "dies", "its reading ended early: the process that read it died (exit code 4)"),
+        ("hangs", "hangs", "its reading ended early: no progress within 5 s"),
+        ("raises", "raises", "its reading ended early: OSError: the disk is gone"),
+    }
+
+
 @pytest.mark.slow
 def test_more_than_500_damaged_files(tmp_path):
     """One process reads them all, in less than a gigabyte; not one kills or holds it."""
@@ -261,9 +327,9 @@ def test_more_than_500_damaged_files(tmp_path):
             except Rejected as e:
                 assert e.kind not in ("died", "hung", "memory", "failed"), (name, e.reason)
             if count == 1:
-                process = isolated._process.pid
+                process = isolated._decoding.process.pid
         assert count > 500 and kept < count / 4
-        assert isolated._process.pid == process, "it was never started anew"
+        assert isolated._decoding.process.pid == process, "it was never started anew"
         with open(f"/proc/{process}/status", encoding="ascii") as f:
             peak = next(int(line.split()[1]) for line in f if line.startswith("VmHWM"))
         assert peak < 1 << 20, "kB"

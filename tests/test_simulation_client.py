@@ -171,6 +171,7 @@ WRONG = {
     "a key too many": CAPTION | {"mood": "good"},
     "a wrong type": CAPTION | {"speakers": "one"},
     "times beyond the end": CAPTION | {"speech_activity": [{"start": 0.1, "end": 9.0}]},
+    "a start at the end": CAPTION | {"speech_activity": [{"start": 1.1, "end": 1.3}]},
     "an unknown speaker": CAPTION
     | {"transcript": [{"speaker": "S9", "start": 0.1, "end": 0.9, "text": "Hello"}]},
     "speech without words": CAPTION | {"transcript": []},

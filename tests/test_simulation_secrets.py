@@ -82,6 +82,7 @@ def test_a_key_in_the_config_is_refused_and_not_repeated(change, tmp_path):
         ({"captioner__api": "telepathy"}, "captioner.api must be one of"),
         ({"captioner__concurrency": 0}, "captioner.concurrency must be at least 1"),
         ({"requests__levels": ("realistic", "dull")}, "requests.levels must be of"),
+        ({"captioner__base_url": "localhost:8000/v1"}, "captioner.base_url must be an address"),
         ({"budget_usd": -1.0, "captioner__price": None}, "captioner.price"),
     ],
 )

@@ -106,19 +106,23 @@ def test_in_is_out_plus_quarantined(clips, tmp_path):
     lines = (clips / "clips.jsonl").read_text()
     lines += '{"id": "broken", "audio": "silent_header.wav"}\n{"id": "long", "audio": "long.wav"}\n'
     lines += '{"id": "short", "audio": "short.wav"}\n{"id": "missing", "audio": "no.wav"}\n'
+    lines += '{"id": "raw", "audio": "clip.raw"}\n{"id": "pipe", "audio": "pipe.wav"}\n'
+    (clips / "clip.raw").write_bytes(bytes(range(256)))
+    os.mkfifo(clips / "pipe.wav")
     lines += '{"id": "bare"}\n{"id": "clip0", "audio": "0.flac"}\n[1]\n{"audio": "0.flac"}\n{"id"\n'
     (clips / "clips.jsonl").write_text(lines)
     target = tmp_path / "captions.jsonl"
     with Misbehaving() as server:
         summary = run("caption", clips / "clips.jsonl", target, server, tmp_path)
         assert len(server.requests) == 3  # nothing is paid for what cannot be heard
-    assert (summary["in"], summary["out"], summary["quarantined"]) == (12, 3, 9)
+    assert (summary["in"], summary["out"], summary["quarantined"]) == (14, 3, 11)
     reasons = {row["id"]: row["reason"] for row in rows_of(tmp_path / "captions.quarantined.jsonl")}
     assert "cannot be read" in reasons["broken"] and "cannot be read" in reasons["missing"]
     assert "longer than 31 s" in reasons["long"] and "lasts 0.001 s" in reasons["short"]
     assert reasons["bare"] == "the row names no audio"
-    assert "twice" in reasons["line 9"] and "no JSON object" in reasons["line 10"]
-    assert "no id" in reasons["line 11"] and "no JSON" in reasons["line 12"]
+    assert "cannot be read" in reasons["raw"] and "no regular file" in reasons["pipe"]
+    assert "twice" in reasons["line 11"] and "no JSON object" in reasons["line 12"]
+    assert "no id" in reasons["line 13"] and "no JSON" in reasons["line 14"]
 
 
 def test_bad_answers_are_quarantined_and_asked_for_anew_on_demand(clips, tmp_path):
@@ -221,6 +225,18 @@ def test_nothing_that_was_answered_is_lost(how, clips, tmp_path):
         assert 24 <= len(server.requests) <= 24 + 2
         assert answered >= kept
     assert [row["id"] for row in rows_of(target)] == [f"n{i}" for i in range(24)]
+
+
+def test_a_full_disk_stops_the_stage_in_one_line(clips, tmp_path, monkeypatch):
+    write_rows(clips / "bare.jsonl", [{"id": "bare"}])
+
+    def full(self, key, value):
+        raise UserError("cannot write it: No space left on device")
+
+    monkeypatch.setattr(Journal, "add", full)
+    for name in ("bare.jsonl", "clips.jsonl"):
+        with Misbehaving() as server, pytest.raises(UserError, match="stopped: .* No space left"):
+            run("caption", clips / name, tmp_path / f"out_{name}", server, tmp_path)
 
 
 def test_two_processes_do_not_share_an_output(clips, tmp_path):

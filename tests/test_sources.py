@@ -292,6 +292,12 @@ def test_damage_in_a_folder(tmp_path):
     with open(os.fsencode(root) + b"/\xff.wav", "wb") as file:
         file.write(b"RIFF")
     (root / "folder").symlink_to(tmp_path, target_is_directory=True)
+    for name in ("told.wav", "waits.wav", "endless.wav"):
+        write_audio(root / name)
+    (tmp_path / "secret.txt").write_text("a stranger's file")
+    (root / "told.txt").symlink_to(tmp_path / "secret.txt")
+    os.mkfifo(root / "waits.json")
+    (root / "endless.txt").symlink_to("/dev/zero")
     found = by_id(open_source(str(root)))
     reasons = {
         "escape.wav": "outside",
@@ -305,6 +311,10 @@ def test_damage_in_a_folder(tmp_path):
         "link.wav": "outside",
         "gone.wav": "cannot be read",
         "\\udcff.wav": "UTF-8",
+        "folder": "is a link to a folder",
+        "told.wav": "outside",
+        "waits.wav": "no regular file",
+        "endless.wav": "outside",
     }
     assert set(found) == set(reasons)
     for name, reason in reasons.items():

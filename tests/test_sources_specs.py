@@ -29,6 +29,8 @@ GOOD = {"audio": "audio/b.wav", "caption": "Fine."}
         ({"path": ".", "kind": "folder", "text_only": "yes"}, "text_only"),
         ({"path": ".", "kind": "folder", "columns": {"captoin": "x"}}, "captoin"),
         (7, "int"),
+        ('{"path": ', "no JSON"),
+        ('{"kind": "folder"}', "needs a path"),
         (__file__, "known kind"),
     ],
 )
@@ -61,6 +63,17 @@ def test_a_config_dict_and_a_pickle(tmp_path):
     source = open_source(spec)
     assert read_all(pickle.loads(pickle.dumps(source))) == read_all(source)
     assert read_all(source)[0].caption == "Hi."
+    assert open_source(json.dumps(spec.to_dict())) == source
+
+
+def test_names_of_sources():
+    for spec, name in (
+        ("tfds:sets/clotho/2.1.0", "clotho"),
+        ("tfds:/sets/librispeech/dev_clean/1.0.0/", "dev_clean"),
+        ("tfds:clotho", "clotho"),
+        ({"path": "tfds:clotho", "kind": "tfds", "name": "mine"}, "mine"),
+    ):
+        assert open_source(spec).name == name
 
 
 def test_sources_import_no_framework():
@@ -70,3 +83,18 @@ def test_sources_import_no_framework():
         "sys.exit(str(bad) if bad else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_stamps_tell_of_changes_and_not_of_places(tmp_path):
+    for name in ("here", "there"):
+        write_audio(tmp_path / name / "audio" / "b.wav")
+        (tmp_path / name / "set.jsonl").write_text(json.dumps(GOOD) + "\n")
+    here, there = (open_source(f"{tmp_path}/{name}/set.jsonl") for name in ("here", "there"))
+    assert here.stamp() == there.stamp()
+    folders = [open_source(f"folder:{tmp_path}/{name}/audio") for name in ("here", "there")]
+    assert folders[0].stamp() == folders[1].stamp()
+    with open(tmp_path / "there" / "set.jsonl", "a") as file:
+        file.write(json.dumps({**GOOD, "id": "more"}) + "\n")
+    write_audio(tmp_path / "there" / "audio" / "c.wav")
+    assert here.stamp() != there.stamp()
+    assert folders[0].stamp() != folders[1].stamp()

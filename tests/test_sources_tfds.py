@@ -90,7 +90,7 @@ def test_tfds_by_folder_and_waveforms(tfds_dir):
 
 def test_tfds_that_is_not_there(tfds_dir):
     base = {"kind": "tfds", "data_dir": str(tfds_dir)}
-    with pytest.raises(UserError, match="cannot be opened"):
+    with pytest.raises(UserError, match="cannot be opened: it is not in .*DIR/no_such_set/1.0.0"):
         open_source({**base, "path": "no_such_set"}).parts()
     with pytest.raises(UserError, match="no split test: it has train"):
         open_source({**base, "path": "file_set", "split": "test"}).parts()

@@ -26,7 +26,8 @@ def add_prepare_parser(subparsers) -> None:
         "--source",
         action="append",
         required=True,
-        help="folder, manifest, Parquet, tars or tfds:NAME; may be repeated",
+        help="folder, manifest, Parquet, tars, tfds:DIR/NAME/VERSION, or settings as JSON, such as "
+        '{"path": "a.parquet", "columns": {"caption": "sentence"}}; may be repeated',
     )
     parser.add_argument("--out", required=True, help="directory of the prepared set")
     parser.add_argument("--name", default="", help="of the set (default: of its directory)")

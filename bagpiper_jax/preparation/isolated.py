@@ -1,20 +1,22 @@
-"""A process of its own for what may crash, hang or grow over one file: that file alone is lost."""
+"""Processes of their own for what may crash, hang or grow over a file: that file alone is lost."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import pickle
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.preparation.decode import Rejected
 from bagpiper_jax.preparation.example import Prepared, prepare_item
-from bagpiper_jax.preparation.item import Item
+from bagpiper_jax.preparation.item import Damaged, Item, Source
 from bagpiper_jax.preparation.options import Options, load_tools
 
 _START_SECONDS = 300.0  # imports and a codec, on a slow disk
@@ -22,21 +24,48 @@ _TRIES = 2  # the first time it may have been another process that took memory o
 
 
 class Isolated:
-    """Prepares items in a child process, which is started anew when it dies or hangs.
+    """Reads sources in one child process and prepares items in another.
 
-    A context manager; one item at a time.
+    Each is started when it is needed, and anew when it dies or hangs. A context manager; one part
+    and one item at a time.
     """
 
     def __init__(self, options: Options):
-        self._options = options
-        self._process = None
-        self._pipe: Connection | None = None
+        self._decoding = _Child(_serve_items, options, "decoded")
+        self._reading = _Child(_serve_parts, options, "read")
+        self._amid_part = False
 
     def __enter__(self) -> Isolated:
         return self
 
     def __exit__(self, *_):
         self.close()
+
+    def read(self, source: Source, part: str) -> Iterator[Item | Damaged]:
+        """See `Source.read`. Where it fails, dies or tells nothing for `options.timeout` seconds,
+        the rest of the part is lost, which the last entry tells.
+
+        Raises:
+          UserError: the source cannot be read at all.
+        """
+        if self._amid_part:  # an earlier one was left
+            self._reading.close()
+        self._amid_part, came, reason = True, 0, ""
+        for _ in range(_TRIES):
+            try:
+                self._reading.send((source, part, came))
+                while isinstance(entry := self._reading.receive(), Item | Damaged):
+                    came += 1
+                    yield entry
+            except Rejected as e:
+                reason = e.reason
+                continue
+            self._amid_part = False
+            if isinstance(entry, UserError):
+                raise entry
+            return
+        self._amid_part = False
+        yield Damaged(part, f"its reading ended early: {reason}")
 
     def prepare(
         self, item: Item, prefix: str, progress: Callable[[float], None] = lambda seconds: None
@@ -51,7 +80,9 @@ class Isolated:
         for _ in range(_TRIES):
             told: list[float] = []
             try:
-                answer = self._ask((item, prefix), told)
+                self._decoding.send((item, prefix))
+                while isinstance(answer := self._decoding.receive(), float):
+                    told.append(answer)
             except Rejected as e:
                 failed = e
                 continue
@@ -63,29 +94,28 @@ class Isolated:
         raise failed
 
     def close(self) -> None:
-        """Ends the process."""
-        if self._process is not None:
-            self._pipe.close()
-            self._process.kill()
-            self._process.join()
-            self._process = self._pipe = None
+        """Ends the processes."""
+        self._decoding.close()
+        self._reading.close()
 
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._options), daemon=True)
-        self._process.start()
-        theirs.close()
-        try:
-            ready = self._receive(_START_SECONDS)
-        except Rejected as e:
-            raise UserError(f"the process that decodes cannot start: {e.reason}") from e
-        if isinstance(ready, UserError):
-            self.close()
-            raise ready
 
-    def _ask(self, question: tuple[Item, str], told: list[float]):
-        if self._process is None:
+class _Child:
+    """A process that answers over a pipe."""
+
+    def __init__(self, serve: Callable[[Connection, Options], None], options: Options, does: str):
+        """Starts nothing yet; `does` stands in messages: what it did to a file."""
+        self._serve, self._options, self._does = serve, options, does
+        self._pipe: Connection | None = None
+        self.process = None
+
+    def send(self, question: Any) -> None:
+        """Asks; starts the process where there is none.
+
+        Raises:
+          Rejected: it died, or the question does not pickle.
+          UserError: it cannot be started.
+        """
+        if self.process is None:
             self._start()
         try:
             self._pipe.send(question)
@@ -93,11 +123,14 @@ class Isolated:
             raise self._dead() from None
         except (pickle.PicklingError, TypeError, AttributeError) as e:
             raise Rejected("entry", f"it is not of plain values: {e}") from e
-        while isinstance(answer := self._receive(self._options.timeout), float):
-            told.append(answer)
-        return answer
 
-    def _receive(self, timeout: float):
+    def receive(self, timeout: float | None = None) -> Any:
+        """The next answer.
+
+        Raises:
+          Rejected: it died, or there is none within `timeout` seconds (None: `options.timeout`).
+        """
+        timeout = self._options.timeout if timeout is None else timeout
         try:
             if self._pipe.poll(timeout):
                 return self._pipe.recv()
@@ -106,16 +139,61 @@ class Isolated:
         self.close()
         raise Rejected("hung", f"no progress within {timeout:g} s")
 
+    def close(self) -> None:
+        """Ends the process."""
+        if self.process is not None:
+            self._pipe.close()
+            self.process.kill()
+            self.process.join()
+            self.process = self._pipe = None
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self.process = context.Process(
+            target=self._serve, args=(theirs, self._options), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        try:
+            ready = self.receive(_START_SECONDS)
+        except Rejected as e:
+            raise UserError(f"a process of the preparation cannot start: {e.reason}") from e
+        if isinstance(ready, UserError):
+            self.close()
+            raise ready
+
     def _dead(self) -> Rejected:
-        self._process.join(5)
-        code = self._process.exitcode
+        self.process.join(5)
+        code = self.process.exitcode
         self.close()
         how = f"signal {-code}" if code and code < 0 else f"exit code {code}"
-        return Rejected("died", f"the process that decoded it died ({how})")
+        return Rejected("died", f"the process that {self._does} it died ({how})")
 
 
-def _serve(pipe: Connection, options: Options) -> None:
-    """The child: answers until its parent closes the pipe or dies."""
+def _serve_parts(pipe: Connection, options: Options) -> None:
+    """The child that reads: entries of parts until its parent closes the pipe or dies."""
+    die_with_parent()
+    pipe.send("ready")
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            source, part, skip = pipe.recv()
+            try:
+                for entry in itertools.islice(source.read(part), skip, None):
+                    pipe.send(entry)
+                pipe.send(None)
+            except UserError as e:
+                pipe.send(e)
+            except (BrokenPipeError, ConnectionResetError):
+                raise
+            except Exception as e:  # the rest of the part is lost, and that is told
+                reason = f"its reading ended early: {type(e).__name__}: {e}"
+                pipe.send(Damaged(part, reason))
+                pipe.send(None)
+
+
+def _serve_items(pipe: Connection, options: Options) -> None:
+    """The child that decodes: answers until its parent closes the pipe or dies."""
     die_with_parent()
     try:
         # what items need is loaded now: their time does not count it, nor does their memory

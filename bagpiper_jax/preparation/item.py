@@ -69,6 +69,11 @@ class Source(Protocol):
         """
         ...
 
+    def stamp(self) -> str:
+        """Tells whether the source has changed since an earlier run: of names and sizes alone, so
+        that a copy in another place has the same."""
+        ...
+
     def read(self, part: str) -> Iterator[Item | Damaged]:
         """What a part holds, in a stable order; never raises for a bad entry."""
         ...

@@ -35,7 +35,8 @@ class Options:
       deduplicate: leave out records with the audio and text of an earlier one.
       max_hours: longest recording that is cut.
       shards: how many; 0: as many as the sources have parts, 1,024 at most.
-      timeout: seconds without progress after which a file is given up.
+      timeout: seconds without progress after which a file, or the rest of a source's part, is given
+        up.
       memory_gb: that one file may take.
     """
 

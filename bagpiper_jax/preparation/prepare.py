@@ -27,6 +27,7 @@ from bagpiper_jax.preparation.shards import (
     make_shard,
     plan_shards,
     read_notes,
+    set_repeated_apart,
 )
 
 PLAN_FILE, LOCK_FILE = "plan.json", ".lock"
@@ -78,13 +79,14 @@ def prepare(
 
 def _finish(plan: Plan) -> None:
     notes = [read_notes(plan, shard) for shard in range(len(plan.shards))]
+    apart = set_repeated_apart(plan, notes)
     if plan.options.deduplicate:
-        duplicates = find_duplicates([made["digests"] for made in notes])
+        duplicates = find_duplicates([made["digests"] for made in notes], apart)
     else:
         duplicates = [frozenset()] * len(notes)
-    for shard, later in enumerate(duplicates):
-        finish_shard(plan, shard, later)
-    write_report(plan, notes, duplicates)
+    for shard, (repeated, later) in enumerate(zip(apart, duplicates, strict=True)):
+        finish_shard(plan, shard, repeated | later)
+    write_report(plan, notes, apart, duplicates)
 
 
 @contextlib.contextmanager
@@ -140,8 +142,8 @@ def _check_same(plan: Plan, earlier: dict[str, Any]) -> None:
     ]
     if wrong:
         raise UserError(
-            f"{plan.out} holds a preparation that was told otherwise ({', '.join(wrong)}): "
-            "tell the same again, or choose another directory"
+            f"{plan.out} holds a preparation that was told otherwise, or whose sources have "
+            f"changed since ({', '.join(wrong)}): tell the same again, or choose another directory"
         )
 
 

@@ -24,18 +24,26 @@ from bagpiper_jax.preparation.shards import DIGEST, Plan, shard_file
 
 
 def write_report(
-    plan: Plan, notes: Sequence[dict[str, Any]], duplicates: Sequence[frozenset[int]]
+    plan: Plan,
+    notes: Sequence[dict[str, Any]],
+    apart: Sequence[frozenset[int]],
+    duplicates: Sequence[frozenset[int]],
 ) -> None:
     """Writes index, quarantine and statistics of shards that are all in place.
 
     Args:
       plan: of the set.
-      notes: of each shard, from `read_notes`.
+      notes: of each shard, from `read_notes`; their quarantine tells of all that is there.
+      apart: records of each shard whose items were quarantined after they were made.
       duplicates: records of each shard that were left out.
     """
+    good = [
+        [number for number in range(len(made["item"])) if number not in repeated]
+        for made, repeated in zip(notes, apart, strict=True)
+    ]
     kept = [
-        [number for number in range(len(made["item"])) if number not in later]
-        for made, later in zip(notes, duplicates, strict=True)
+        [number for number in numbers if number not in later]
+        for numbers, later in zip(good, duplicates, strict=True)
     ]
     index = _index(notes, kept)
     path = os.path.join(plan.out, INDEX_FILE)
@@ -48,7 +56,7 @@ def write_report(
         "format": FORMAT,
         "name": plan.name,
         "fingerprint": _fingerprint(summary, notes, kept),
-        "counts": _counts(notes, kept),
+        "counts": _counts(notes, good, kept),
         "quarantine": _tally(line["kind"] for line in quarantine),
         "tasks": _tasks(index),
         "hours": _hours(notes, kept),
@@ -100,17 +108,13 @@ def _column(name: str, notes, kept) -> list:
     return [made[name][n] for made, numbers in zip(notes, kept, strict=True) for n in numbers]
 
 
-def _counts(notes, kept) -> dict[str, Any]:
+def _counts(notes, good, kept) -> dict[str, Any]:
     """Every item and every record in exactly one place."""
     items = {"in": sum(made["items"] for made in notes)}
     items["quarantined"] = sum(len(made["quarantine"]) for made in notes)
-    items["kept"] = sum(
-        len({made["item"][n] for n in numbers}) for made, numbers in zip(notes, kept, strict=True)
-    )
-    prepared = sum(len(set(made["item"])) for made in notes)
-    items["duplicates"] = prepared - items["kept"]
-    made_records = sum(len(made["item"]) for made in notes)
-    out = sum(map(len, kept))
+    items["kept"] = _num_items(notes, kept)
+    items["duplicates"] = _num_items(notes, good) - items["kept"]
+    made_records, out = sum(map(len, good)), sum(map(len, kept))
     dropped = collections.Counter()
     for made in notes:
         dropped.update(made["dropped"])
@@ -126,6 +130,11 @@ def _counts(notes, kept) -> dict[str, Any]:
             "pieces_dropped": dict(sorted(dropped.items())),
         },
     }
+
+
+def _num_items(notes, records) -> int:
+    pairs = zip(notes, records, strict=True)
+    return sum(len({made["item"][n] for n in numbers}) for made, numbers in pairs)
 
 
 def _tasks(index) -> dict[str, dict[str, int]]:

@@ -2,8 +2,8 @@
 
 What a shard holds is a function of the plan and its number alone, so it is the same whoever makes
 it, in whatever order. First every shard is made on its own (`make_shard`: staged records and notes
-of them), then, once the digests of all are known, it is finished (`finish_shard`: without the
-records that an earlier shard holds already). Each file appears only when it is whole.
+of them), then, once ids and digests of all are known, it is finished (`finish_shard`: without
+items whose id, and records whose content, came before). Each file appears only when it is whole.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bagpiper_jax.files import write_whole
 from bagpiper_jax.input_pipeline.prepared import FORMAT
 from bagpiper_jax.preparation.decode import Rejected
 from bagpiper_jax.preparation.isolated import Isolated
-from bagpiper_jax.preparation.item import Damaged, Item, Source
+from bagpiper_jax.preparation.item import Damaged, Source
 from bagpiper_jax.preparation.options import Options, fingerprints
 
 MOST_SHARDS = 1024
@@ -45,6 +45,7 @@ class Plan:
       options: of the preparation.
       shards: (source, part) numbers of each shard, in order.
       assets: `fingerprints` of tokenizer and codec.
+      stamps: of the sources.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Plan:
     options: Options
     shards: tuple[tuple[tuple[int, str], ...], ...]
     assets: dict[str, Any]
+    stamps: tuple[str, ...]
 
     def summary(self) -> dict[str, Any]:
         """What an earlier run must agree with for this one to go on with it; JSON-ready."""
@@ -60,7 +62,7 @@ class Plan:
         return {
             "format": FORMAT,
             "name": self.name,
-            "sources": [source.name for source in self.sources],
+            "sources": {s.name: t for s, t in zip(self.sources, self.stamps, strict=True)},
             "parts": parts,
             "shards": len(self.shards),
             "options": self.options.decisive(),
@@ -91,7 +93,8 @@ def plan_shards(sources: Iterable[Source], out: str, options: Options, name: str
     count = min(options.shards or MOST_SHARDS, len(parts))
     edges = [len(parts) * shard // count for shard in range(count + 1)]
     shards = tuple(tuple(parts[a:b]) for a, b in zip(edges, edges[1:], strict=False))
-    return Plan(name, os.path.abspath(out), sources, options, shards, fingerprints(options))
+    stamps = tuple(source.stamp() for source in sources)
+    return Plan(name, os.path.abspath(out), sources, options, shards, fingerprints(options), stamps)
 
 
 def shard_file(plan: Plan, shard: int) -> str:
@@ -128,14 +131,14 @@ def make_shard(
     Args:
       plan: of the whole set.
       shard: which one.
-      isolated: where items are prepared.
+      isolated: where parts are read and items prepared.
       progress: called with seconds of audio and with parts that are done.
     """
     if read_notes(plan, shard) is not None:
         return
     staged, notes, _ = _paths(plan, shard)
     taken: dict[str, Any] = {
-        name: [] for name in ("item", "sizes", "seconds", "loudness", "labels", "quarantine")
+        name: [] for name in ("ids", "item", "sizes", "seconds", "loudness", "labels", "quarantine")
     }
     taken |= {
         "items": 0,
@@ -149,7 +152,7 @@ def make_shard(
 
     def write(path: str) -> None:
         with _records_file(path) as put:
-            for source, part, entry in _entries(plan, shard, progress):
+            for source, part, entry in _entries(plan, shard, isolated, progress):
                 _take(plan, source, part, entry, isolated, taken, put, progress)
 
     _write_own(staged, write)
@@ -158,31 +161,26 @@ def make_shard(
     _write_own(notes, lambda path: _write_bytes(path, packed))
 
 
-def _entries(plan: Plan, shard: int, progress) -> Iterator[tuple[int, str, Item | Damaged]]:
+def _entries(plan: Plan, shard: int, isolated, progress) -> Iterator[tuple[int, str, Any]]:
     for source, part in plan.shards[shard]:
-        try:
-            for entry in plan.sources[source].read(part):
-                yield source, part, entry
-        except UserError:
-            raise
-        except Exception as e:  # the rest of the part is lost, and that is told
-            yield source, part, Damaged(part, f"its reading ended early: {type(e).__name__}: {e}")
+        for entry in isolated.read(plan.sources[source], part):
+            yield source, part, entry
         progress(0.0, 1)
 
 
 def _take(plan, source: int, part: str, entry, isolated: Isolated, taken, put, progress) -> None:
     """Adds what becomes of an entry to the shard."""
-    number, taken["items"] = taken["items"], taken["items"] + 1
+    taken["items"] += 1
     try:
         if isinstance(entry, Damaged):
             raise Rejected("entry", entry.reason)
         prefix = plan.sources[source].name + "/"
         done = isolated.prepare(entry, prefix, lambda seconds: progress(seconds, 0))
     except Rejected as e:
-        name = plan.sources[source].name
-        told = {"id": entry.id, "source": name, "part": part, "kind": e.kind, "reason": e.reason}
-        taken["quarantine"].append(_printable(told))
+        taken["quarantine"].append(_told(plan, source, part, entry.id, e.kind, e.reason))
         return
+    number = len(taken["ids"])
+    taken["ids"].append((source, part, entry.id))
     for made in done.records:
         put(made.data)
         taken["item"].append(number)
@@ -198,22 +196,46 @@ def _take(plan, source: int, part: str, entry, isolated: Isolated, taken, put, p
     taken["found_seconds"] += done.seconds
 
 
-def _printable(told: dict[str, str]) -> dict[str, str]:
-    """Without what no file can hold: half of a surrogate pair, and control characters."""
+def _told(plan: Plan, source: int, part: str, name: str, kind: str, reason: str) -> dict[str, str]:
+    """A line of the quarantine, without what no file can hold: half of a surrogate pair, and
+    control characters."""
+    told = {"id": name, "source": plan.sources[source].name, "part": part}
     return {
         key: "".join(c if c.isprintable() else "\ufffd" for c in str(value))[:500]
-        for key, value in told.items()
+        for key, value in (told | {"kind": kind, "reason": reason}).items()
     }
 
 
-def finish_shard(plan: Plan, shard: int, duplicates: frozenset[int]) -> None:
+def set_repeated_apart(plan: Plan, notes: Sequence[dict[str, Any]]) -> list[frozenset[int]]:
+    """Quarantines, in the notes, items whose id an earlier part of their source has.
+
+    Within a part the source itself tells of them. Ids name records: two would have one name.
+
+    Returns:
+      the records of such items, by shard.
+    """
+    seen: set[tuple[int, str]] = set()
+    apart = []
+    for made in notes:
+        items = set()
+        for number, (source, part, name) in enumerate(made["ids"]):
+            if (source, name) in seen:
+                items.add(number)
+                reason = f"an earlier part has the id {name}"
+                made["quarantine"].append(_told(plan, source, part, name, "entry", reason))
+            seen.add((source, name))
+        apart.append(frozenset(r for r, number in enumerate(made["item"]) if number in items))
+    return apart
+
+
+def finish_shard(plan: Plan, shard: int, left_out: frozenset[int]) -> None:
     """Gives a made shard its place, without the records of the given numbers."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     staged, _, finished = _paths(plan, shard)
     if os.path.exists(finished):
         return
-    if not duplicates:
+    if not left_out:
         os.replace(staged, finished)
         return
 
@@ -221,7 +243,7 @@ def finish_shard(plan: Plan, shard: int, duplicates: frozenset[int]) -> None:
         reader = ArrayRecordReader(staged, options="readahead_buffer_size:0")
         with _records_file(path) as put:
             for number in range(reader.num_records()):
-                if number not in duplicates:
+                if number not in left_out:
                     put(reader.read([number])[0])
         reader.close()
 
@@ -229,18 +251,25 @@ def finish_shard(plan: Plan, shard: int, duplicates: frozenset[int]) -> None:
     os.remove(staged)
 
 
-def find_duplicates(digests: Sequence[bytes]) -> list[frozenset[int]]:
+def find_duplicates(
+    digests: Sequence[bytes], left_out: Sequence[frozenset[int]]
+) -> list[frozenset[int]]:
     """Records, by shard, whose digest an earlier record has.
 
     Args:
       digests: those of each shard's records, joined.
+      left_out: records of each shard that do not count, neither as earlier nor as later ones.
     """
     counts = [len(joined) // DIGEST for joined in digests]
-    keys = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
+    edges = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    counting = np.ones(edges[-1], bool)
+    for edge, numbers in zip(edges, left_out, strict=False):
+        counting[[edge + number for number in numbers]] = False
+    places = np.flatnonzero(counting)
+    keys = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)[places]
     order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: of equal ones the earliest is first
     same = (keys[order[1:]] == keys[order[:-1]]).all(1)
-    later = np.sort(order[1:][same])
-    edges = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    later = np.sort(places[order[1:][same]])
     cuts = np.searchsorted(later, edges)
     return [
         frozenset((later[a:b] - edge).tolist())

@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from bagpiper_jax.audio import MIN_SECONDS
+from bagpiper_jax.audio import MIN_SECONDS, open_sound
 from bagpiper_jax.simulation.client import Unusable
 from bagpiper_jax.simulation.config import AudioConfig, ModelConfig
 from bagpiper_jax.simulation.prompts import CAPTION
@@ -27,7 +27,7 @@ def as_wav(path: str, config: AudioConfig) -> tuple[bytes, float]:
 
     name = os.path.basename(path)
     try:
-        with soundfile.SoundFile(path) as file:
+        with open_sound(path) as file:
             rate = file.samplerate
             if rate <= 0:
                 raise Unusable(f"{name} states a sample rate of {rate} Hz")

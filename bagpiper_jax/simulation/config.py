@@ -262,6 +262,8 @@ def _check_model(model: ModelConfig, where: str, budget_usd: float) -> None:
             f"config key {where}.base_url must hold no user, password or query: "
             f"keys come from the environment variable that {where}.key_env names"
         )
+    whole = not model.base_url or (url.scheme in ("http", "https") and bool(url.netloc))
+    _need(whole, f"{where}.base_url", "an address that begins with http:// or https://")
     if budget_usd and model.price is None:
         raise UserError(f"a budget needs {where}.price: dollars per million tokens")
 

@@ -124,7 +124,8 @@ def parse_caption(text: str, seconds: float) -> RichCaption:
     spans |= {"transcript": caption.transcript}
     for where, items in spans.items():
         for item in items:
-            if not 0 <= item.start < item.end <= seconds + SLACK:
+            starts_within = 0 <= item.start < min(item.end, seconds)
+            if not starts_within or item.end > seconds + SLACK:
                 raise BadAnswer(
                     f"{where}: {item.start:g} to {item.end:g} s does not lie within the clip of "
                     f"{seconds:.2f} s"

@@ -262,12 +262,12 @@ class _Run:
         while not self.stopped and (job := next(todo, None)):
             key, unit = job
             try:
-                row = await self.stage.work(context, unit)
-                self.journal.add(key, [OUT, row])
-                self.in_a_row = 0
-            except Unusable as e:
-                entry = self.quarantine(unit.row, unit.id, str(e))
-                self.journal.add(key, [QUARANTINED, entry])
+                try:
+                    kind, row = OUT, await self.stage.work(context, unit)
+                    self.in_a_row = 0
+                except Unusable as e:
+                    kind, row = QUARANTINED, self.quarantine(unit.row, unit.id, str(e))
+                self.journal.add(key, [kind, row])
             except Unanswered as e:
                 self.failed[key] = str(e)  # not kept: the next run asks again
                 self.in_a_row += 1

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bagpiper_jax.audio import MAX_SECONDS, prepare_audio
+from bagpiper_jax.audio import MAX_SECONDS, open_sound, prepare_audio
 from bagpiper_jax.errors import UserError
 
 Row = dict[str, Any]
@@ -53,14 +53,18 @@ def _without_thoughts(text: str) -> str:
 
 
 def audio_path(row: Row, directory: str) -> str:
-    """Where the recording of a row lies.
+    """Where the recording of a row lies; of a dialogue that names none beside, its first one.
 
     Raises:
       UserError: it names none.
     """
-    if not isinstance(row.get("audio"), str) or not row["audio"]:
+    name = row.get("audio")
+    if name is None:
+        turns = (m for m in row.get("messages") or () if isinstance(m, list) and len(m) == 3)
+        name = next((content for _, modality, content in turns if modality == "audio"), None)
+    if not isinstance(name, str) or not name:
         raise UserError("the row names no audio")
-    return os.path.join(directory, row["audio"])
+    return os.path.join(directory, name)
 
 
 def read_clip(row: Row, directory: str) -> np.ndarray:
@@ -74,7 +78,7 @@ def read_clip(row: Row, directory: str) -> np.ndarray:
     path = audio_path(row, directory)
     name = os.path.basename(path)
     try:
-        with soundfile.SoundFile(path) as file:
+        with open_sound(path) as file:
             wav = file.read(int(file.samplerate * MAX_SECONDS), "float32", always_2d=True)
             rate = file.samplerate
     except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError) as e:

@@ -104,6 +104,9 @@ def near_duplicates(
     hashes = {}
     for row in rows:
         words = plain(caption_of(row))
+        if not words:
+            yield Verdict(True, None, "no caption")
+            continue
         count = max(1, len(words) - SHINGLE + 1)
         shingles = {" ".join(words[i : i + SHINGLE]) for i in range(count)}
         sketch = datasketch.MinHash(num_perm=permutations, seed=seed)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import os
 import re
 import reprlib
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bagpiper_jax.preparation.item import Audio, Damaged, Item
@@ -141,6 +142,16 @@ def labels(files: Sequence[str]) -> list[str]:
     return [os.path.relpath(os.path.abspath(path), common) for path in files]
 
 
+def stamp(sizes: Iterable[tuple[str, int]]) -> str:
+    """A short text that tells one list of names and sizes from another."""
+    return hashlib.sha256(json.dumps(list(sizes)).encode()).hexdigest()[:16]
+
+
+def files_stamp(files: Sequence[str]) -> str:
+    """`stamp` of files that are there."""
+    return stamp(zip(labels(files), map(os.path.getsize, files), strict=True))
+
+
 def local_audio(root: str, folder: str, name: Any, *, absolute: bool = False) -> Audio:
     """The recording at a path that a stranger wrote.
 
@@ -160,21 +171,26 @@ def local_audio(root: str, folder: str, name: Any, *, absolute: bool = False) ->
     is_absolute = os.path.isabs(name)
     if is_absolute and not absolute:
         raise BadEntry(f"the audio {_short(name)} has an absolute path: allow it with absolute")
+    what = f"the audio {_short(name)}"
+    path, size = _regular_file(root, folder, name, what, anywhere=is_absolute)
+    if size == 0:
+        raise BadEntry(f"{what} is empty")
+    return Audio(path=path)
+
+
+def _regular_file(root: str, folder: str, name: str, what: str, *, anywhere: bool = False):
+    """(real path, bytes) of a file that must not lead out of `root`, nor be one to wait for."""
     try:
-        path = os.path.join(folder, name)
-        real = os.path.realpath(path)
-        inside = os.path.commonpath([real, _real(root)]) == _real(root)
-        if not inside and not is_absolute:
-            raise BadEntry(f"the audio {_short(name)} lies outside of the source's folder {root}")
+        real = os.path.realpath(os.path.join(folder, name))
+        if not anywhere and os.path.commonpath([real, _real(root)]) != _real(root):
+            raise BadEntry(f"{what} lies outside of the source's folder {root}")
         found = os.stat(real)
     except (OSError, ValueError) as e:
         reason = getattr(e, "strerror", None) or e
-        raise BadEntry(f"the audio {_short(name)} cannot be read: {reason}") from e
+        raise BadEntry(f"{what} cannot be read: {reason}") from e
     if not stat.S_ISREG(found.st_mode):
-        raise BadEntry(f"the audio {_short(name)} is no regular file")
-    if found.st_size == 0:
-        raise BadEntry(f"the audio {_short(name)} is empty")
-    return Audio(path=real)
+        raise BadEntry(f"{what} is no regular file")
+    return real, found.st_size
 
 
 @functools.lru_cache(maxsize=64)  # each realpath asks the disk about every folder on the way
@@ -204,12 +220,13 @@ def unique(entries: Iterator[Item | Damaged]) -> Iterator[Item | Damaged]:
         yield entry
 
 
-def read_text(path: str) -> bytes:
-    """What a text file holds.
+def read_text(root: str, folder: str, name: str) -> bytes:
+    """What a text file within `root` holds.
 
     Raises:
-      BadEntry: it cannot be read, or is too large.
+      BadEntry: it cannot be read, leads out of `root`, or is too large.
     """
+    path, _ = _regular_file(root, folder, name, "the text beside it")
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_TEXT_BYTES + 1)

@@ -18,6 +18,7 @@ from bagpiper_jax.preparation.sources.entries import (
     make_item,
     parse_json,
     read_text,
+    stamp,
     unique,
 )
 from bagpiper_jax.preparation.sources.limits import AUDIO_SUFFIXES, PART_FILES, TEXT_SUFFIXES
@@ -28,8 +29,8 @@ class Folder:
     """Recordings in nested folders; `a.txt` has the caption of `a.wav`, or `a.json` its fields.
 
     A recording with neither is an item without caption. Ids are paths within the folder. Every
-    other file is damaged, but for those whose names begin with a dot. Folders that are links are
-    not entered.
+    other file is damaged, but for those whose names begin with a dot, and so is a link to a folder,
+    which is not entered.
 
     Attributes:
       name: of the source.
@@ -60,6 +61,15 @@ class Folder:
             parts += [f"{relative}#{start:06d}" for start in range(0, stems, PART_FILES)]
         return parts
 
+    def stamp(self) -> str:
+        """Of the files' names; sizes would ask the disk for each."""
+        names = []
+        for folder, subfolders, files in os.walk(self.path):
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            relative = os.path.relpath(folder, self.path)
+            names += [(os.path.join(relative, name), 0) for name in sorted(files)]
+        return stamp(names)
+
     def read(self, part: str) -> Iterator[Item | Damaged]:
         """The recordings of a part, by name."""
         relative, start = part.rsplit("#", 1)
@@ -85,8 +95,11 @@ class Folder:
             elif name in audio:
                 yield self._recording(folder, name, entry_id, texts)
             else:
-                known = name in texts.values()
-                reason = "has no recording beside it" if known else "is no recording and no text"
+                reason = "is no recording and no text"
+                if name in texts.values():
+                    reason = "has no recording beside it"
+                elif os.path.isdir(os.path.join(folder, name)):
+                    reason = "is a link to a folder, which is not entered"
                 yield Damaged(entry_id, reason)
 
     def _recording(self, folder: str, name: str, entry_id: str, texts: dict[str, str]):
@@ -94,11 +107,11 @@ class Folder:
         try:
             fields: dict = {}
             if ".json" in texts:
-                fields = parse_json(read_text(os.path.join(folder, texts[".json"])))
+                fields = parse_json(read_text(self.path, folder, texts[".json"]))
                 if not isinstance(fields, dict):
                     raise BadEntry(f"{texts['.json']} holds no mapping of fields")
             if ".txt" in texts and self.defaults.get(fields, "caption") is None:
-                text = decode_text(read_text(os.path.join(folder, texts[".txt"])))
+                text = decode_text(read_text(self.path, folder, texts[".txt"]))
                 fields = {**fields, "caption": text}
             recording = local_audio(self.path, folder, name)
         except BadEntry as e:
@@ -127,18 +140,11 @@ def _stems(folder: str) -> dict[str, list[str]]:
 def _list_stems(folder: str, changed: int) -> dict[str, list[str]]:
     stems: dict[str, list[str]] = {}
     with os.scandir(folder) as found:
-        names = [e.name for e in found if not e.name.startswith(".") and not _is_folder(e)]
+        entries = [e for e in found if not e.name.startswith(".")]
+    names = [e.name for e in entries if not e.is_dir(follow_symlinks=False)]
     for name in names:
         stems.setdefault(os.path.splitext(name)[0], []).append(name)
     return {stem: sorted(stems[stem]) for stem in sorted(stems)}
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    """Whether it is a folder, or a link to one."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
 
 
 def _suffix(name: str) -> str:

@@ -15,6 +15,7 @@ from bagpiper_jax.preparation.item import Audio, Damaged, Item
 from bagpiper_jax.preparation.sources.entries import (
     BadEntry,
     Defaults,
+    files_stamp,
     labels,
     local_audio,
     make_item,
@@ -60,6 +61,10 @@ class JsonLines:
             step = size + 1 if path.endswith(".gz") else PART_BYTES
             parts += [f"{number}:{name}#{start}" for start in range(0, max(size, 1), step)]
         return parts
+
+    def stamp(self) -> str:
+        """Of the files' names and sizes."""
+        return files_stamp(self.files)
 
     def read(self, part: str) -> Iterator[Item | Damaged]:
         """The entries of a part, line by line."""

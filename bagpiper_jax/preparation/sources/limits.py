@@ -4,9 +4,9 @@ from __future__ import annotations
 
 MAX_AUDIO_BYTES = 512 << 20  # a member of a tar, a cell of a table
 MAX_TEXT_BYTES = 16 << 20  # a line of a manifest, a text file
-PART_BYTES = 32 << 20  # of a manifest, before its recordings
-PART_FILES = 1000  # of a folder
-PART_EXAMPLES = 1000  # of a TFDS data set
+PART_BYTES = 256 << 10  # of a manifest: a thousand bare lines, a hundred long captions
+PART_FILES = 250  # of a folder: few enough that a small one keeps all cores busy
+PART_EXAMPLES = 250  # of a TFDS data set
 
 # libsndfile reads the first row; the others are taken in, so that decoding says why they fail
 AUDIO_SUFFIXES = frozenset(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import glob
+import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -36,13 +38,13 @@ def open_source(spec: str | Mapping[str, Any]) -> Source:
     """The source that a spec describes. Nothing of it is read before `parts`.
 
     Args:
-      spec: a path, `KIND:PATH`, or a mapping (as from a config) with `path` and, as needed, `kind`,
-        `name`, `columns` (the source's names of fields: {"caption": "sentence"}), `domain`,
-        `language` and `licence` of entries that do not say, `text_only` (entries without audio are
-        texts); for jsonl `audio_root` and `absolute` (paths may be absolute); for tfds `split`,
-        `data_dir` and `sample_rate`. Kinds are folder, jsonl, parquet, webdataset and tfds; without
-        one it is told by what the path holds. A path may be a file, a folder of such files, or a
-        pattern (`shards/*.tar`); for tfds, the name of a data set or the folder of its version.
+      spec: a path, `KIND:PATH`, or a mapping (from a config, or JSON in text) with `path` and, as
+        needed, `kind`, `name`, `columns` (the source's names of fields: {"caption": "sentence"}),
+        `domain`, `language` and `licence` of entries that do not say, `text_only` (entries without
+        audio are texts); for jsonl `audio_root` and `absolute` (paths may be absolute); for tfds
+        `split`, `data_dir` and `sample_rate`. Kinds are folder, jsonl, parquet, webdataset and
+        tfds; without one it is told by what the path holds. A path may be a file, a folder of such
+        files, or a pattern (`shards/*.tar`); for tfds, a data set's name or its version's folder.
 
     Raises:
       UserError: the path is not there, or the spec is not understood.
@@ -52,7 +54,7 @@ def open_source(spec: str | Mapping[str, Any]) -> Source:
     kind = options.get("kind") or _kind(path)
     for key in options:
         _check_key(key, kind)
-    name = options.get("name") or _name(path)
+    name = options.get("name") or _name(path, kind)
     common = {"name": name, "defaults": _defaults(options)}
     own = {key: options[key] for key in _OWN.get(kind, ()) if key in options}
     if kind == "folder":
@@ -75,7 +77,13 @@ def _options(spec: str | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(spec, str | os.PathLike):
         text = os.fspath(spec)
         kind, _, rest = text.partition(":")
-        spec = {"kind": kind, "path": rest} if kind in KINDS else {"path": text}
+        if text.startswith("{"):
+            try:
+                spec = json.loads(text)
+            except ValueError as e:
+                raise UserError(f"source {text}: it is no JSON: {e}") from e
+        else:
+            spec = {"kind": kind, "path": rest} if kind in KINDS else {"path": text}
     if not isinstance(spec, Mapping):
         raise UserError(f"a source is a path or a mapping, not {type(spec).__name__}")
     path = spec.get("path")
@@ -155,6 +163,8 @@ def _inside(folder: str, kind: str) -> Iterator[str]:
         yield from (e.path for e in found if e.name.endswith(SUFFIXES[kind]) and e.is_file())
 
 
-def _name(path: str) -> str:
-    base = os.path.basename(os.path.normpath(path))
+def _name(path: str, kind: str) -> str:
+    folder, base = os.path.split(os.path.normpath(path))
+    if kind == "tfds" and folder and re.fullmatch(r"\d+\.\d+\.\d+", base):
+        base = os.path.basename(folder)  # each data set has its versions in a folder
     return base.split(".")[0].replace("*", "") or "source"

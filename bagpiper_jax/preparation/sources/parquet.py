@@ -15,6 +15,7 @@ from bagpiper_jax.preparation.sources.entries import (
     BadEntry,
     Defaults,
     embedded_audio,
+    files_stamp,
     labels,
     local_audio,
     make_item,
@@ -66,6 +67,10 @@ class Parquet:
                 groups = 1
             parts += [f"{number}:{name}#{group}" for group in range(groups)]
         return parts
+
+    def stamp(self) -> str:
+        """Of the files' names and sizes."""
+        return files_stamp(self.files)
 
     def read(self, part: str) -> Iterator[Item | Damaged]:
         """The rows of a part, in order."""

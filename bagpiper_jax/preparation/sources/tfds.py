@@ -18,6 +18,7 @@ from bagpiper_jax.preparation.sources.entries import (
     Defaults,
     embedded_audio,
     make_item,
+    stamp,
     unique,
 )
 from bagpiper_jax.preparation.sources.limits import MAX_AUDIO_BYTES, PART_EXAMPLES
@@ -51,6 +52,10 @@ class TfdsSet:
         """`SPLIT#NUMBER`, `PART_EXAMPLES` examples from there each."""
         starts = range(0, len(self._open()), PART_EXAMPLES)
         return [f"{self.split}#{start}" for start in starts]
+
+    def stamp(self) -> str:
+        """Of the number of examples; a version of a data set does not change otherwise."""
+        return stamp([(self.split, len(self._open()))])
 
     def read(self, part: str) -> Iterator[Item | Damaged]:
         """The examples of a part, in the order of the split."""
@@ -122,12 +127,17 @@ def _data_source(dataset: str, split: str, data_dir: str):
             builder = tfds.builder(dataset, data_dir=data_dir or None)
         if split.split("[")[0] not in builder.info.splits:
             known = ", ".join(builder.info.splits) or "none: it was not prepared"
-            raise UserError(f"TFDS data set {dataset} has no split {split}: it has {known}")
+            told = f"it has {known}; name one by the setting split"
+            raise UserError(f"TFDS data set {dataset} has no split {split}: {told}")
         return builder.as_data_source(split=split)
     except ImportError as e:
         reason = "needs TensorFlow for its features: pip install tensorflow-cpu"
         raise UserError(f"TFDS data set {dataset} {reason} ({e})") from e
-    except (tfds.core.DatasetNotFoundError, OSError, ValueError, NotImplementedError) as e:
+    except tfds.core.DatasetNotFoundError as e:
+        where = data_dir or "TFDS's folder of data sets"
+        reason = f"it is not in {where}: name the folder of its version, as DIR/{dataset}/1.0.0"
+        raise UserError(f"TFDS data set {dataset} cannot be opened: {reason}") from e
+    except (OSError, ValueError, NotImplementedError) as e:
         reason = " ".join(str(e).split())[:300]
         raise UserError(f"TFDS data set {dataset} cannot be opened: {reason}") from e
 

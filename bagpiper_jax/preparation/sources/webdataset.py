@@ -18,6 +18,7 @@ from bagpiper_jax.preparation.sources.entries import (
     Defaults,
     decode_text,
     embedded_audio,
+    files_stamp,
     labels,
     make_item,
     parse_json,
@@ -62,6 +63,10 @@ class WebDataset:
             if not os.path.isfile(path):
                 raise UserError(f"source {self.name}: there is no tar {path}")
         return [f"{n}:{name}" for n, name in enumerate(labels(self.files))]
+
+    def stamp(self) -> str:
+        """Of the files' names and sizes."""
+        return files_stamp(self.files)
 
     def read(self, part: str) -> Iterator[Item | Damaged]:
         """The entries of a tar, in order."""
