@@ -13,7 +13,7 @@ from bagpiper_jax.errors import UserError
 from bagpiper_jax.json_lines import write_rows
 from bagpiper_jax.preparation.filters import commands, sound, text
 from bagpiper_jax.preparation.filters import run as work
-from bagpiper_jax.preparation.filters.rows import caption_of, read_clip
+from bagpiper_jax.preparation.filters.rows import Verdict, caption_of, read_clip
 
 MINI = pathlib.Path(__file__).parents[1] / "data" / "mini" / "audio"
 PROSE = (
@@ -365,3 +365,37 @@ def test_a_run_that_fails_leaves_nothing_half_done(manifest, tmp_path, monkeypat
     with pytest.raises(UserError, match="disk is full"):
         work.run_filters(str(manifest), str(target), [("broken", {})], progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["clips"]
+
+
+def test_what_an_interrupted_run_has_found_is_not_looked_for_again(tmp_path, monkeypatch):
+    """A slow filter that looks rows ahead, stopped in the middle; then one recording changes."""
+    for i in range(6):
+        noise(tmp_path / f"{i}.wav", 0.5)
+    rows = [{"id": str(i), "audio": f"{i}.wav", "caption": PROSE} for i in range(6)]
+    write_rows(tmp_path / "all.jsonl", rows)
+    looked: list[str] = []
+
+    def slow(rows, directory, *, limit=4):
+        rows, stop = list(rows), len(looked) < 3
+        for row in rows:
+            if stop and len(looked) == 3:
+                raise KeyboardInterrupt
+            looked.append(row["id"])
+            keep = int(row["id"]) < limit
+            yield Verdict(keep, float(row["id"]), "" if keep else "too high")
+
+    monkeypatch.setitem(work.FILTERS, "dnsmos", slow)
+    told = str(tmp_path / "all.jsonl"), str(tmp_path / "good.jsonl"), [("dnsmos", {"limit": 4})]
+    with pytest.raises(KeyboardInterrupt):
+        work.run_filters(*told, progress=False)
+    assert looked == ["0", "1", "2"] and not os.path.exists(told[1])
+    noise(tmp_path / "1.wav", 0.6)
+    report = work.run_filters(*told, progress=False)
+    assert looked[3:] == ["1", "3", "4", "5"]
+    assert (report["in"], report["out"], report["removed"]) == (6, 4, 2)
+    with open(told[1], encoding="utf-8") as f:
+        kept = [json.loads(line) for line in f]
+    assert [(row["id"], row["filters"]["dnsmos"]) for row in kept] == [
+        (str(i), float(i)) for i in range(4)
+    ]
+    assert not os.path.exists(told[1] + ".partial")

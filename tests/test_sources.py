@@ -194,6 +194,22 @@ def test_absolute_paths_and_another_root_where_they_are_allowed(traps, tmp_path)
     assert item.audios[0].path == os.path.realpath(outside)
 
 
+def test_paths_may_go_up_as_far_as_they_are_allowed(traps, tmp_path):
+    """As in the manifests of `simulate` whose output lies in another folder than the recordings."""
+    path = str(traps / "set.jsonl")
+    for name, within, good in (
+        ("../outside.wav", str(tmp_path), True),
+        ("../outside.wav", str(traps), False),
+        (f"../../{tmp_path.name}/outside.wav", str(tmp_path), True),
+        ("../../elsewhere.wav", str(tmp_path), False),
+    ):
+        (traps / "set.jsonl").write_text(json.dumps({"audio": name}) + "\n")
+        (entry,) = read_all(open_source({"path": path, "within": within}))
+        assert isinstance(entry, Item) is good, name
+        if not good:
+            assert "lies outside" in entry.reason
+
+
 def test_an_id_that_is_taken_is_told(manifest):
     a, b, c = read_all(manifest({**GOOD, "id": "x"}, {**GOOD, "id": "x"}, {**GOOD, "id": "y"}))
     assert (a.id, c.id) == ("x", "y") and isinstance(b, Damaged)

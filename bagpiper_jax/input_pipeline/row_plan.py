@@ -27,6 +27,7 @@ from bagpiper_jax.input_pipeline.permutation import key_of, shuffled
 
 WINDOW_ROWS = 64
 _KEPT = 64  # windows between positions that are kept
+_MOST_READ = 1 << 20  # examples that are looked at at once
 
 
 class Lengths(NamedTuple):
@@ -235,7 +236,8 @@ class RowPlan:
         source = self._sources[number]
         parts, stop = [self._sized(number, np.zeros(0, np.int64))], start
         while tokens > 0:
-            count = int(1.05 * tokens * len(source.rows) / source.tokens) + 16
+            expected = int(1.05 * tokens * len(source.rows) / source.tokens) + 16
+            count = min(expected, _MOST_READ)
             part = self._sized(number, np.arange(stop, stop + count))
             fits = (part.rows > 0) & (part.windows <= self._shape.windows)
             stop += count

@@ -15,8 +15,9 @@ from tqdm import tqdm
 from bagpiper_jax.config_file import read_config_file
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import make_directory, write_json, write_whole
-from bagpiper_jax.json_lines import dump, read_lines, rebase_audio
+from bagpiper_jax.json_lines import Journal, dump, read_lines, rebase_audio
 from bagpiper_jax.preparation.filters import sound, text
+from bagpiper_jax.preparation.filters.remembered import remembered
 from bagpiper_jax.preparation.filters.rows import Filter, Row
 
 FILTERS: dict[str, Filter] = {
@@ -27,6 +28,7 @@ FILTERS: dict[str, Filter] = {
     "transcript_agreement": sound.transcript_agreement,
     "dnsmos": sound.dnsmos,
 }
+_SLOW = ("transcript_agreement", "dnsmos")  # what they find is kept until all rows are judged
 EXAMPLES = 5  # removed rows that the report shows of each filter
 
 
@@ -77,8 +79,9 @@ def filters_from(config: ConfigDict) -> list[tuple[str, dict[str, Any]]]:
 class _Counted:
     """A filter at work: passes rows on, keeps count, hands over what it removes."""
 
-    def __init__(self, name: str, options: dict[str, Any], removed):
-        self.name, self.options, self._removed = name, options, removed
+    def __init__(self, name: str, options: dict[str, Any], removed, journal: Journal):
+        self.name, self.options = name, options
+        self._removed, self._journal = removed, journal
         self.kept = self.gone = 0
         self.beside: Counter[str] = Counter()
         self.values: list[float] = []
@@ -93,7 +96,12 @@ class _Counted:
                 waiting.append(row)
                 yield row
 
-        for verdict in FILTERS[self.name](feed(), directory, **self.options):
+        work, options = FILTERS[self.name], self.options
+        if self.name in _SLOW:
+            verdicts = remembered(self.name, work, feed(), directory, options, self._journal)
+        else:
+            verdicts = work(feed(), directory, **options)
+        for verdict in verdicts:
             row = waiting.popleft()
             if isinstance(verdict.value, str):
                 self.labels[verdict.value] += 1
@@ -143,7 +151,9 @@ def run_filters(
     Args:
       source, target: files of JSON lines; paths of audio are relative to the file's directory.
         Rows that stay get what was measured under `filters`. Beside the target lie
-        `.removed.jsonl` (rows, the filter and its reason) and `.report.json`.
+        `.removed.jsonl` (rows, the filter and its reason) and `.report.json`. Until it is whole,
+        `TARGET.partial` holds what slow filters have found, so that a run that was interrupted goes
+        on.
       filters: (name, thresholds), in order; a row that one removes does not come to the next.
       progress: show a bar.
 
@@ -163,6 +173,7 @@ def run_filters(
     def work(kept_path: str, removed_path: str) -> None:
         counts: Counter[str] = Counter()
         with (
+            Journal(f"{target}.partial") as journal,
             open(kept_path, "w", encoding="utf-8") as kept,
             open(removed_path, "w", encoding="utf-8") as gone,
         ):
@@ -183,7 +194,7 @@ def run_filters(
                     name = f"line {line.number}"
                     remove({"id": name, "filter": "unreadable", "reason": line.problem})
 
-            steps = [_Counted(name, options, remove) for name, options in filters]
+            steps = [_Counted(name, options, remove, journal) for name, options in filters]
             rows: Iterator[Row] = read()
             for step in steps:
                 rows = step.apply(rows, old)
@@ -199,6 +210,7 @@ def run_filters(
     if report["in"] != report["out"] + report["removed"] + report["unreadable"]:
         raise AssertionError(f"counts do not add up: {report}")
     write_json(f"{stem}.report.json", report)
+    os.remove(f"{target}.partial")
     return report
 
 

@@ -40,6 +40,7 @@ class JsonLines:
       name: of the source.
       files: the manifests, in order.
       audio_root: what paths are relative to; empty: the folder of their manifest.
+      within: folder that relative paths must not leave; empty: the one they are relative to.
       absolute: whether absolute paths are allowed.
       defaults: what holds for every line.
     """
@@ -47,6 +48,7 @@ class JsonLines:
     name: str
     files: tuple[str, ...]
     audio_root: str = ""
+    within: str = ""
     absolute: bool = False
     defaults: Defaults = Defaults()
 
@@ -92,12 +94,12 @@ class JsonLines:
             return Damaged(line_id, str(e))
         folder = self.audio_root or os.path.dirname(os.path.abspath(path))
         provenance = {"source": self.name, "file": name, "offset": offset}
-        audio = functools.partial(_audio, folder, self.absolute)
+        audio = functools.partial(_audio, self.within or folder, folder, self.absolute)
         return make_item(fields, line_id, audio, self.defaults, provenance)
 
 
-def _audio(folder: str, absolute: bool, name: object) -> Audio:
-    return local_audio(folder, folder, name, absolute=absolute)
+def _audio(root: str, folder: str, absolute: bool, name: object) -> Audio:
+    return local_audio(root, folder, name, absolute=absolute)
 
 
 def _open(path: str) -> BinaryIO:

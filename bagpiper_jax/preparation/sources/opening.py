@@ -28,7 +28,7 @@ SUFFIXES = {
 KINDS = ("folder", *SUFFIXES, "tfds")
 _COMMON = ("kind", "path", "name", "columns", "domain", "language", "licence", "text_only")
 _OWN = {
-    "jsonl": ("audio_root", "absolute"),
+    "jsonl": ("audio_root", "within", "absolute"),
     "tfds": ("split", "data_dir", "sample_rate"),
 }
 _TYPES: dict[str, type] = {"text_only": bool, "absolute": bool, "sample_rate": int}
@@ -41,7 +41,8 @@ def open_source(spec: str | Mapping[str, Any]) -> Source:
       spec: a path, `KIND:PATH`, or a mapping (from a config, or JSON in text) with `path` and, as
         needed, `kind`, `name`, `columns` (the source's names of fields: {"caption": "sentence"}),
         `domain`, `language` and `licence` of entries that do not say, `text_only` (entries without
-        audio are texts); for jsonl `audio_root` and `absolute` (paths may be absolute); for tfds
+        audio are texts); for jsonl `audio_root` (what paths are relative to), `within` (a folder
+        above, that they must not leave) and `absolute` (paths may be absolute); for tfds
         `split`, `data_dir` and `sample_rate`. Kinds are folder, jsonl, parquet, webdataset and
         tfds; without one it is told by what the path holds. A path may be a file, a folder of such
         files, or a pattern (`shards/*.tar`); for tfds, a data set's name or its version's folder.
