@@ -23,7 +23,7 @@ from orbax.checkpoint import multihost, type_handlers
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import discard, is_full
-from bagpiper_jax.trees import nested
+from bagpiper_jax.trees import dotted, mismatches, nested
 
 
 class Checkpoints:
@@ -109,7 +109,9 @@ class Checkpoints:
         Raises:
           UserError: it could not be written.
         """
-        self._guard(self._manager.check_for_errors)
+        # Orbax's own check does not see what its finalizing thread has met: waiting for it raises
+        if not self._manager.is_saving_in_progress():
+            self._guard(self._manager.wait_until_finished)
 
     def wait(self) -> None:
         """Returns when what was started is on disk.
@@ -137,8 +139,12 @@ class Checkpoints:
         try:
             out = self._manager.restore(step, args=items)
         except Exception as e:  # Orbax raises many kinds for a damaged checkpoint
+            path = os.path.join(self._directory, str(step))
+            wrong = _mismatches(os.path.join(path, "weights"), weights)
+            if wrong:
+                raise UserError(f"checkpoint {path} is of another model: {wrong}") from e
             raise UserError(
-                f"checkpoint {self._directory}/{step} cannot be restored "
+                f"checkpoint {path} cannot be restored "
                 f"({type(e).__name__}): delete it to resume from the one before"
             ) from e
         return out["weights"], out["optimizer"], out["input"]
@@ -230,7 +236,16 @@ def restore_weights(workdir: str, params: Any) -> Any:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(path, _abstract(params))
     except Exception as e:
-        raise UserError(f"the weights in {path} do not fit the model ({type(e).__name__})") from e
+        wrong = _mismatches(path, params) or type(e).__name__
+        raise UserError(f"the weights in {path} do not fit the model: {wrong}") from e
+
+
+def _mismatches(path: str, wanted: Any) -> str:
+    """What keeps the arrays of an item from filling a tree; empty if nothing, or unreadable."""
+    try:
+        return "; ".join(mismatches(dotted(wanted), _open_item(path)))
+    except Exception:  # what is damaged is told by whoever asks
+        return ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -383,12 +398,16 @@ def open_sliced(workdir: str, item: str = "weights") -> dict[str, SlicedArray]:
     if not os.path.isdir(path):
         raise UserError(f"{directory} holds no {item}")
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.metadata(path).item_metadata.tree
-        names = [".".join(map(str, keys)) for keys, _ in _leaves(tree)]
-        return {name: _opened(path, name) for name in names}
+        return _open_item(path)
     except Exception as e:  # Orbax and TensorStore raise many kinds for a damaged checkpoint
         raise UserError(f"{path} is damaged ({type(e).__name__}): copy it again") from e
+
+
+def _open_item(path: str) -> dict[str, SlicedArray]:
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(path).item_metadata.tree
+    names = [".".join(map(str, keys)) for keys, _ in _leaves(tree)]
+    return {name: _opened(path, name) for name in names}
 
 
 def _leaves(tree: Any, path: tuple = ()):

@@ -49,6 +49,14 @@ def test_log_mel(mel, lengths, rooms, plain):
         np.testing.assert_allclose(alone[: len(want)], row[: len(want)], atol=1e-5)
 
 
+def test_the_floor_of_a_clip_is_its_own(mel):
+    """Eight decades below its own loudest place, beside clips that are a thousand times as loud."""
+    soft = np.concatenate([noise(3_000, 0), np.zeros(3_000, np.float32)])
+    wav = np.stack([1e-3 * soft, noise(6_000, 1), noise(6_000, 2)])
+    together = np.asarray(mel(wav, np.full(3, 6_000), normalize=False))[0]
+    np.testing.assert_allclose(together, front_end.log_mel(wav[0], normalize=False), atol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def encode(tiny_model):
     return nnx.jit(lambda mel, frames: tiny_model.audio_tower(mel, frames))

@@ -2,14 +2,17 @@
 
 import itertools
 import os
+import re
 import shutil
+import socket
+import subprocess
 import sys
 import time
 import types
 
 import numpy as np
 import pytest
-from tiny_run import copy_assets, settings
+from tiny_run import copy_assets, losses, settings
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.input_pipeline.batch import Batch
@@ -84,6 +87,65 @@ def test_the_host_that_a_barrier_waits_for_is_named():
     said = late_hosts(message, ["a/0", "b/1"])
     assert said.startswith("no sign of b/1, process 2:")
     assert late_hosts("disk full", ["a/0"]) == ""
+
+
+def test_a_save_that_failed_ends_the_run_at_the_next_step(finished, tmp_path, monkeypatch):
+    """Not at the next save, and not at the end."""
+    workdir = str(tmp_path / "run")
+    copy_assets(finished[0], workdir)
+    results = iter([None, UserError("the disk is full")])
+
+    def check(self):
+        if result := next(results):
+            raise result
+
+    monkeypatch.setattr(Checkpoints, "check", check)
+    with pytest.raises(UserError, match="the disk is full"):
+        train(settings("--config.save_every=6"), workdir)
+    assert list(losses(workdir)) == [1]
+
+
+ABSENT = """
+import os, sys, time
+import numpy as np
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.store import Checkpoints
+from bagpiper_jax.training import hosts
+
+address, process, workdir = sys.argv[1:]
+hosts.connect(address, 2, int(process))
+names = hosts.host_names()
+with Checkpoints(workdir, keep=1, timeout=3, hosts=names) as checkpoints:
+    if process == "1":
+        time.sleep(60)  # it does not come
+    try:
+        hosts.barrier("start", names, timeout=2)
+    except UserError as e:
+        print(e, flush=True)
+    try:
+        checkpoints.save(1, {"a": np.zeros(3)}, {"step": np.zeros(())}, {"batches": 1})
+        checkpoints.wait()
+    except UserError as e:
+        print(e, flush=True)
+    os._exit(0)  # the other one is not waited for
+"""
+
+
+@pytest.mark.slow
+def test_a_host_that_does_not_come_is_named(tmp_path):
+    """Two processes; one stays away from a barrier, and from a checkpoint."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    start = lambda i: [sys.executable, "-c", ABSENT, address, str(i), str(tmp_path)]  # noqa: E731
+    with subprocess.Popen(start(1), stderr=subprocess.DEVNULL) as absent:
+        try:
+            waiting = subprocess.run(start(0), capture_output=True, text=True, timeout=120)
+        finally:
+            absent.kill()
+    barrier, save = waiting.stdout.splitlines()
+    assert re.match("at the barrier 'start': no sign of .*/1: look at their logs", barrier)
+    assert re.match("the checkpoint in .* is not whole: no sign of .*/1: look at", save)
 
 
 def test_resume_alone_never_starts(tmp_path, finished):

@@ -20,7 +20,7 @@ from bagpiper_jax import store
 from bagpiper_jax.cli import main
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import write_directory
-from bagpiper_jax.modeling.config import PRESETS, QWEN3, get_config
+from bagpiper_jax.modeling.config import PRESETS, QWEN3, from_dict, get_config, to_dict
 from bagpiper_jax.modeling.xcodec import XCodec
 from bagpiper_jax.modeling.xcodec_model import XCodecModel
 from bagpiper_jax.porting.convert import outputs_of
@@ -135,6 +135,20 @@ def test_no_shard_is_read_twice_over(source, monkeypatch):
     assert asked == [(2, 4, 48)] * 8
 
 
+def test_loading_makes_no_weights_of_its_own(source, monkeypatch):
+    """Random ones, which the checkpoint then replaces, would take minutes at 8 B."""
+    made, init = [], bp.Bagpiper.__init__
+
+    def noted(self, *args, **settings):
+        init(self, *args, **settings)
+        leaves = jax.tree.leaves(nnx.state(self, nnx.Param))
+        made.append(not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves))
+
+    monkeypatch.setattr(bp.Bagpiper, "__init__", noted)
+    bp.load(source, config="tiny")
+    assert made and not any(made)
+
+
 def test_wrong_meshes_are_told(source):
     with pytest.raises(UserError, match="mesh axes data are none of replica, fsdp, tensor"):
         bp.load(source, jax.make_mesh((8,), ("data",)), config="tiny")
@@ -162,6 +176,10 @@ def test_qwen3_presets_have_the_published_sizes():
         count = sum(np.prod(leaf.shape) for p, leaf in dotted(state).items() if "embed" not in p)
         assert abs(count / 1e9 - billions) < 0.05
         assert config.decoder is QWEN3[size]
+        assert config.decoder.rope_theta == 1e6  # not 10,000, nor where a file does not tell it
+        values = to_dict(config)
+        values["decoder"].pop("rope_theta")
+        assert from_dict(values) == config
         # the quirk of the published weights, which no new training takes over
         assert config.vocab.zero_text_id_is_pad == (size == "8b")
 

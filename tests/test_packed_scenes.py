@@ -175,6 +175,12 @@ def test_cfg_dropout(make):
     assert text.tokens[0, 0] == 1
 
 
+def test_the_order_of_a_configs_keys_means_nothing(make):
+    mixture = {"text_only": 1.0, "text_to_audio": 2.0, "audio_to_text": 1.0}
+    rows = [make(mixture=m).planned_row(0) for m in (mixture, dict(reversed(mixture.items())))]
+    assert rows[0] == rows[1] == make().planned_row(0)
+
+
 def test_bad_settings(make):
     with pytest.raises(ValueError, match=r"\['dictation'\] are none of"):
         make(mixture={"dictation": 1.0})

@@ -173,15 +173,20 @@ def test_damaged_and_dangerous_torch_files_are_told(tmp_path, capfd):
         open_checkpoint(str(tmp_path / "none.pt"))
 
 
-def test_weight_norm_by_either_name_is_folded():
+def test_weight_norm_by_either_name_is_folded(tmp_path):
     rng = np.random.default_rng(0)
     g, v = rng.standard_normal((4, 1, 1)), rng.standard_normal((4, 3, 5))
     g, v = g.astype(np.float32), v.astype(np.float32)
     want = g * v / np.linalg.norm(v.reshape(4, -1), axis=1)[:, None, None]
-    name = "x.parametrizations.weight.original"
-    folded = fold_norms({f"{name}0": lazy(g), f"{name}1": lazy(v)}, ["x.weight"])
-    assert list(folded) == ["x.weight"]
-    np.testing.assert_allclose(folded["x.weight"].read(), want, rtol=1e-6)
+    present = "x.parametrizations.weight.original"
+    for names in (("x.weight_g", "x.weight_v"), (f"{present}0", f"{present}1")):
+        path = tmp_path / names[0]
+        write_safetensors(str(path), outputs(dict(zip(names, (g, v), strict=True))))
+        opened = open_checkpoint(str(path))
+        assert sorted(opened) == [f"{present}0", f"{present}1"]
+        folded = fold_norms(opened, ["x.weight"])
+        assert list(folded) == ["x.weight"]
+        np.testing.assert_allclose(folded["x.weight"].read(), want, rtol=1e-6)
 
 
 def test_a_new_model_from_parts():

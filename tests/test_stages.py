@@ -1,6 +1,8 @@
 """Stages start from other weights: what is frozen stays, the rest moves, steps begin anew."""
 
+import dataclasses
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ from tiny_run import CONFIG, TINY
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.modeling.config import get_config
-from bagpiper_jax.release import MINI
+from bagpiper_jax.release import MINI, MODEL_FILE, load_assets, write_config
+from bagpiper_jax.training.assets import run_shapes
 from bagpiper_jax.training.config import load_config
 from bagpiper_jax.training.loop import train
 from bagpiper_jax.trees import dotted
@@ -25,10 +28,15 @@ def stage(name, *overrides):
 
 
 def test_warm_up_moves_tables_and_adaptor_alone(finished, tmp_path):
-    """In bfloat16, with everything computed again, from a run; then the run goes on from it."""
+    """In bfloat16, with everything computed again, from a run; then the run goes on from it.
+
+    The run's weights know text id 0 as pad, unlike the preset: so do those that come of them.
+    """
     before = dotted(finished[1].params)
-    first, second = str(tmp_path / "warmup"), str(tmp_path / "pretrain")
-    state = train(stage("warmup_8b.py", f"--config.init_from={finished[0]}"), first)
+    first, second, start = (str(tmp_path / name) for name in ("warmup", "pretrain", "start"))
+    shutil.copytree(finished[0], start)
+    put_shapes(start, get_config("tiny"), is_pad=True)
+    state = train(stage("warmup_8b.py", f"--config.init_from={start}"), first)
     assert int(state.step) == 2
     for path, after in dotted(state.params).items():
         frozen = path.startswith(("audio_tower.", "model.layers."))
@@ -38,6 +46,27 @@ def test_warm_up_moves_tables_and_adaptor_alone(finished, tmp_path):
     assert int(state.step) == 2
     for path, after in dotted(state.params).items():
         assert np.array_equal(after, middle[path]) is path.startswith("audio_tower."), path
+    assert all(load_assets(d).config.vocab.zero_text_id_is_pad for d in (first, second))
+
+
+def put_shapes(directory, config, *, is_pad):
+    os.makedirs(directory, exist_ok=True)
+    vocab = dataclasses.replace(config.vocab, zero_text_id_is_pad=is_pad)
+    write_config(os.path.join(directory, MODEL_FILE), dataclasses.replace(config, vocab=vocab))
+
+
+@pytest.mark.parametrize("name", ["warmup_8b.py", "pretrain_8b.py", "sft_8b.py"])
+def test_text_id_zero_is_pad_where_the_weights_know_it_so(name, tmp_path):
+    """In what comes of the published weights; never in new weights, though shapes are the same."""
+    published, new = str(tmp_path / "published"), str(tmp_path / "new")
+    for directory, is_pad in ((published, True), (new, False)):
+        put_shapes(directory, get_config("bagpiper_8b"), is_pad=is_pad)
+    config = os.path.join(os.path.dirname(CONFIG), name)
+    for start, is_pad in ((published, True), (new, False), ("base.pt", True), ("", False)):
+        run = dataclasses.replace(load_config(["--config", config]), init_from=start)
+        shapes = run_shapes(run)
+        assert shapes.vocab.zero_text_id_is_pad is is_pad
+        assert shapes.decoder == get_config("bagpiper_8b").decoder
 
 
 def test_a_converted_checkpoint_is_a_start(finished, tmp_path):

@@ -33,13 +33,15 @@ def on_set(finished, tmp_path, monkeypatch):
 
 
 def test_stopped_and_resumed(finished, on_set, tmp_path, monkeypatch):
+    """With two micro-batches a step: the position counts steps, whatever they are made of."""
     make, clips = on_set
+    halves = ("--config.compute.accumulation=2", "--config.mesh.fsdp=1")
     whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
     for workdir in (whole, parts):
         copy_assets(finished[0], workdir)
-    want = loop.train(make(), whole)
+    want = loop.train(make(*halves), whole)
     monkeypatch.setattr(loop.hosts, "should_stop", lambda done, _: done == 2)
-    loop.train(make(), parts)
+    loop.train(make(*halves), parts)
     monkeypatch.undo()
     monkeypatch.setattr(loop, "open_prepared", lambda directory, assets: clips)
     with Checkpoints(parts, keep=2) as checkpoints:
@@ -49,7 +51,7 @@ def test_stopped_and_resumed(finished, on_set, tmp_path, monkeypatch):
     monkeypatch.setattr(
         loop.PackedRecords, "resume", lambda self, at: resumed.append(at) or resume(self, at)
     )
-    got = loop.train(make(), parts, must_resume=True)
+    got = loop.train(make(*halves), parts, must_resume=True)
     jax.tree.map(np.testing.assert_array_equal, got, want)
     assert [sorted(at["sources"]) for at in resumed] == [sorted(f"clips/{t}" for t in TASKS)]
     with open(os.path.join(parts, "config.json"), encoding="utf-8") as f:

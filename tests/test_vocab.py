@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bagpiper_jax import vocab as vocab_lib
+from bagpiper_jax.modeling.config import from_dict, get_config, to_dict
 from bagpiper_jax.vocab import Vocabulary
 
 # special 0…255, text 256…265, stream 0: 266 (pad) 267…271, stream 1: 272 (pad) 273…277,
@@ -47,6 +48,22 @@ def test_the_8b_layout():
     weights = vocab.token_weights()
     assert weights.shape == (160_392,) and weights.dtype == np.float32
     assert (weights[:152_192] == 1.0).all() and (weights[152_192:] == 0.125).all()
+
+
+def test_the_order_of_a_files_keys_permutes_no_rows():
+    """`model.json` sorted, as YAML writers do, and backwards."""
+    wanted = get_config("bagpiper_8b")
+
+    def ordered(values, reverse):
+        if not isinstance(values, dict):
+            return values
+        return {key: ordered(values[key], reverse) for key in sorted(values, reverse=reverse)}
+
+    for reverse in (False, True):
+        config = from_dict(ordered(to_dict(wanted), reverse))
+        assert config == wanted
+        assert (config.vocab.text_start, config.vocab.codec_start) == (256, 152_192)
+        assert config.vocab.stream_pads.tolist() == [152_192 + 1025 * k for k in range(8)]
 
 
 def test_special_ids():

@@ -103,7 +103,10 @@ class PackedScenes:
         self._seed = seed
         self._split = split
         self._profile = profile
-        self._shares = {t: w / sum(mixture.values()) for t, w in mixture.items() if w > 0}
+        # the order of a config's keys must not number the scenes
+        self._shares = {
+            t: mixture[t] / sum(mixture.values()) for t in sorted(mixture) if mixture[t] > 0
+        }
         self._cfg_dropout = cfg_dropout
         self._plan = functools.lru_cache(maxsize=2)(self._plan_window)
 

@@ -6,6 +6,9 @@ itself imports it where it is installed, and starts no backend.)
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -56,12 +59,26 @@ def host_batches(
         if not flags.FLAGS.is_parsed():  # Grain reads absl flags when it starts workers
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
-        dataset = dataset.mp_prefetch(options, worker_init_fn=one_blas_thread)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=start_worker)
     return iter(dataset)
 
 
-def one_blas_thread(*_) -> None:
-    """Starts a data worker: threads of small matmuls would spin and take the training's cores."""
+def start_worker(*_) -> None:
+    """Starts a data worker, which takes no core of the training and does not outlive it."""
+    one_blas_thread()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def one_blas_thread() -> None:
+    """Threads of small matmuls would spin and take the training's cores."""
     import threadpoolctl
 
     threadpoolctl.threadpool_limits(1)
+
+
+def _end_with_parent() -> None:
+    """Grain's workers notice a parent that ends, not one that is killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

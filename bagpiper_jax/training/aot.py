@@ -124,7 +124,7 @@ def compile_report(run: RunConfig, topology: str, slices: int = 1) -> dict[str, 
     sharding = batch_sharding(mesh)
     own_rows(sharding, run.data.rows, run.compute.accumulation)  # they can be dealt out evenly
     config = get_config(run.model)
-    model = make_model(run)
+    model = make_model(run, config)
     optimizer = make_optimizer(run.optimizer, run.steps)
     shapes = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     shardings = state_shardings(mesh, shapes, optimizer, run.frozen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
 from bagpiper_jax.input_pipeline.scenes import plan_scene, render_scene, train_captions
 from bagpiper_jax.modeling.config import BagpiperConfig, get_config
 from bagpiper_jax.modeling.mel_codec import MelCodec
+from bagpiper_jax.porting.runs import is_run
+from bagpiper_jax.porting.served import served_shapes
 from bagpiper_jax.release import (
     CODEC_FILE,
     MODEL_FILE,
@@ -25,6 +28,7 @@ from bagpiper_jax.release import (
     Assets,
     copy_xcodec,
     load_assets,
+    read_config,
     write_config,
 )
 from bagpiper_jax.tokenizer import SentencePieceTokenizer
@@ -36,6 +40,26 @@ _CODEC_SCENES = 2_000
 _LARGEST_FITTED = 8_000  # pieces; the corpus has not the words for more
 
 
+def run_shapes(run: RunConfig) -> BagpiperConfig:
+    """The preset of a run, with text id 0 as the weights that it starts from know it.
+
+    As pad where the published weights do; not in weights of Qwen3's parts, nor in random ones.
+    A checkpoint that brings no shapes is taken for what the preset names.
+
+    Raises:
+      UserError: the shapes of `init_from` are damaged.
+    """
+    config, start = get_config(run.model), run.init_from
+    if not start:
+        is_pad = False
+    elif is_run(start):
+        is_pad = read_config(start).vocab.zero_text_id_is_pad
+    else:
+        is_pad = (served_shapes(start) or config).vocab.zero_text_id_is_pad
+    vocab = dataclasses.replace(config.vocab, zero_text_id_is_pad=is_pad)
+    return dataclasses.replace(config, vocab=vocab)
+
+
 def prepare_assets(run: RunConfig, workdir: str) -> Assets:
     """Reads the run's assets from its workdir, or fits or copies them there first.
 
@@ -45,7 +69,7 @@ def prepare_assets(run: RunConfig, workdir: str) -> Assets:
     config = get_config(run.model)
     place = lambda name: os.path.join(workdir, name)  # noqa: E731
     if not os.path.exists(place(MODEL_FILE)):
-        write_whole(place(MODEL_FILE), lambda p: write_config(p, config))
+        write_whole(place(MODEL_FILE), lambda p: write_config(p, run_shapes(run)))
     if not _first(workdir, TOKENIZERS):
         _put_tokenizer(run, config, workdir)
     if not _first(workdir, CODECS):

@@ -31,7 +31,7 @@ from bagpiper_jax.release import Assets, load_assets, read_config, weight_shapes
 from bagpiper_jax.sharding import parameter_shardings
 from bagpiper_jax.store import Checkpoints, has_checkpoint
 from bagpiper_jax.training import feed, hosts
-from bagpiper_jax.training.assets import asset_fingerprints, prepare_assets
+from bagpiper_jax.training.assets import asset_fingerprints, prepare_assets, run_shapes
 from bagpiper_jax.training.config import RunConfig, claim_workdir
 from bagpiper_jax.training.metrics import MetricsLog
 from bagpiper_jax.training.optimizer import learning_rate, make_optimizer
@@ -147,7 +147,7 @@ def train(
     assets = load_assets(workdir)
     if mesh.size < jax.device_count():
         print(f"config.mesh: using {mesh.size} of {jax.device_count()} devices", file=sys.stderr)
-    model = make_model(run)
+    model = make_model(run, assets.config)
     optimizer = make_optimizer(run.optimizer, run.steps)
     source = make_source(run, assets)
     with (
@@ -244,7 +244,8 @@ def _check(run: RunConfig, workdir: str, mesh) -> None:
     if run.init_from and not os.path.exists(run.init_from):
         raise UserError(f"config key init_from: there is no {run.init_from}")
     if run.init_from and is_run(run.init_from):
-        theirs, parts = read_config(run.init_from), ("vocab", "decoder", "encoder")
+        theirs, wanted = read_config(run.init_from), run_shapes(run)
+        parts = ("vocab", "decoder", "encoder")
         if any(getattr(theirs, part) != getattr(wanted, part) for part in parts):
             raise UserError(f"config key init_from: {run.init_from} is no {run.model}")
 

@@ -16,7 +16,7 @@ from jax.tree_util import DictKey
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.input_pipeline.batch import Batch
 from bagpiper_jax.modeling.bagpiper import Bagpiper, mean_metrics, next_rows
-from bagpiper_jax.modeling.config import get_config
+from bagpiper_jax.modeling.config import BagpiperConfig
 from bagpiper_jax.sharding import make_mesh, parameter_shardings, partition
 from bagpiper_jax.training.config import RunConfig
 from bagpiper_jax.training.optimizer import join, split_frozen
@@ -37,11 +37,11 @@ def init_state(params: dict, optimizer: optax.GradientTransformation, frozen=())
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained))
 
 
-def make_model(run: RunConfig) -> Bagpiper:
+def make_model(run: RunConfig, config: BagpiperConfig) -> Bagpiper:
     """The model of a run, shapes alone."""
     compute = run.compute
     return Bagpiper.abstract(
-        get_config(run.model),
+        config,
         dtype=jnp.dtype(compute.dtype),
         remat=compute.remat,
         attention=compute.attention,
