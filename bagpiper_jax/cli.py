@@ -96,6 +96,13 @@ def _parser() -> argparse.ArgumentParser:
     release.set_defaults(command=_release)
     release.add_argument("workdir", help="of the run")
     release.add_argument("out", help="directory to write")
+    release.add_argument(
+        "--average",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a run or release of the same training whose weights go into a mean; may be repeated",
+    )
 
     convert = commands.add_parser("convert", help="weights to and from PyTorch")
     convert.set_defaults(command=_convert)
@@ -247,17 +254,11 @@ def _print_report(aot, report: dict, path: str | None) -> None:
 
 def _release(args) -> None:
     from bagpiper_jax.files import check_vacant
-    from bagpiper_jax.release import (
-        copy_notes,
-        load_assets,
-        load_weights,
-        save_release,
-        weight_shapes,
-    )
+    from bagpiper_jax.release import average_weights, copy_notes, load_assets, save_release
 
     check_vacant(args.out)
     assets = load_assets(args.workdir)
-    weights = load_weights(args.workdir, weight_shapes(assets.config))
+    weights = average_weights([args.workdir, *args.average])
     save_release(args.out, weights, assets)
     copy_notes(args.workdir, args.out, ("sampling.json", "sampling_trials.json", "metrics.jsonl"))
     size = sum(os.path.getsize(os.path.join(args.out, f)) for f in os.listdir(args.out))

@@ -34,6 +34,7 @@ from bagpiper_jax.preparation.options import Options, load_tools
 from bagpiper_jax.preparation.prepare import prepare
 
 WORDS = "a dog barks twice while some rain falls near the old man who says seven three".split()
+PART = 10  # clips of a source's part
 BATCH = 8  # clips of a DataLoader's batch
 SHAPE = RowShape(8192, 512)
 
@@ -56,13 +57,14 @@ class Clips:
             self.seconds.append(seconds)
 
     def parts(self) -> list[str]:
-        return ["all"]
+        return [str(start) for start in range(0, len(self.files), PART)]
 
     def stamp(self) -> str:
         return ""
 
     def read(self, part: str) -> Iterator[Item]:
-        for i, (path, caption) in enumerate(zip(self.files, self.captions)):
+        for i in range(int(part), min(int(part) + PART, len(self.files))):
+            path, caption = self.files[i], self.captions[i]
             yield Item(str(i), (Audio(path=path),), caption)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tiny_run import CONFIG, TINY, copy_assets, losses, settings
 
+from bagpiper_jax.cli import main
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.input_pipeline.step_rows import host_batches
 from bagpiper_jax.release import (
@@ -119,6 +120,26 @@ def test_release_round_trip(finished, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-8), loaded, state.params)
     jax.tree.map(np.testing.assert_array_equal, load_weights(workdir, shapes), state.params)
     assert not [f for f in os.listdir(out) if f.endswith(".tmp")]
+
+
+def test_release_of_a_mean(finished, tmp_path, capsys):
+    """Of a run and a release of it moved by one; what belongs to another tokenizer is refused."""
+    workdir, state = finished
+    moved, out = str(tmp_path / "moved"), str(tmp_path / "mean")
+    assets = load_assets(workdir)
+    save_release(moved, jax.tree.map(lambda x: x + 1, state.params), assets, np.float32)
+    assert main(["release", workdir, out, "--average", moved]) == 0
+    shapes = weight_shapes(assets.config)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b + 0.5, rtol=2**-8, atol=1e-6),
+        load_weights(out, shapes),
+        state.params,
+    )
+    with open(os.path.join(moved, TOKENIZER_FILE), "ab") as f:
+        f.write(b"\0")
+    assert main(["release", workdir, str(tmp_path / "no"), "--average", moved]) == 1
+    assert "has another tokenizer than" in capsys.readouterr().err
+    assert not os.path.exists(tmp_path / "no")
 
 
 def test_start_from_a_run_takes_its_weights_and_assets(finished, tmp_path):
