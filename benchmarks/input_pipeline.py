@@ -1,6 +1,6 @@
 """The input pipeline: audio-hours and packed positions per second, beside PyTorch's DataLoader.
 
-    python benchmarks/input_pipeline.py [--clips 150] [--seconds 6] [--workers 2] [--need 60000]
+    python benchmarks/input_pipeline.py [--clips 150] [--seconds 6] [--workers 2] [--need 6600]
 
 Clips of 3 to 15 s (44.1 kHz stereo FLAC) with captions are made in a temporary directory. The
 plain DataLoader decodes, resamples, makes the mel (torch.stft), tokenizes and pads in every epoch;
@@ -213,7 +213,13 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=150)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--need", type=float, default=60_000, help="positions/s that a chip trains")
+    parser.add_argument(
+        "--need",
+        type=float,
+        default=6_600,
+        help="positions/s that a chip trains; by default the most that the arithmetic of the 8B "
+        "model lets a v5p chip do (docs/compile/v5p_4x4x8.json)",
+    )
     parser.add_argument("--examples", type=int, default=10_000_000, help="of the plan")
     args = parser.parse_args()
     one_blas_thread()
