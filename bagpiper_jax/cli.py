@@ -101,7 +101,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="DIR",
-        help="a run or release of the same training whose weights go into a mean; may be repeated",
+        help="a run or release of the same training whose weights go into a mean; may be repeated, "
+        "the same one too, which then weighs more",
     )
 
     convert = commands.add_parser("convert", help="weights to and from PyTorch")

@@ -46,7 +46,7 @@ def get_config(stage: str = "mixture") -> ml_collections.ConfigDict:
     c.data.length = 512  # positions of a row: a scene of 8 s and its caption fit
     c.data.windows = 12  # mel windows (seconds, in blocks of 4) of a row
     c.data.workers = 1  # processes that make the batches
-    # files to use; empty: those of init_from, or they are fitted on the corpus
+    # files or model directories; empty: those of init_from, or they are fitted on the corpus
     c.data.tokenizer = ""
     c.data.codec = ""
 

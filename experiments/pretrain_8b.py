@@ -37,8 +37,9 @@ def get_config(size: str = "pod") -> ml_collections.ConfigDict:
     c.data.length = 8192  # positions of a row (paper)
     c.data.windows = 128  # mel windows (seconds) of a row: a quarter of its tokens is captioning
     c.data.workers = 8  # processes that make the batches
-    c.data.tokenizer = ""  # empty: that of init_from
-    c.data.codec = ""  # empty: that of init_from (a file, or a model directory), or it is fitted
+    c.data.tokenizer = ""  # a file, or a model directory; empty: that of init_from
+    # a file, or a model directory; empty: that of init_from, or it is fitted on the corpus
+    c.data.codec = ""
 
     c.optimizer = ml_collections.ConfigDict()
     c.optimizer.peak_lr = 1e-4  # (paper)
