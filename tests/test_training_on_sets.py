@@ -73,3 +73,5 @@ def test_bad_sets(finished, on_set, tmp_path):
         loop.train(make(*given, sets=one), str(tmp_path / "run"))
     with pytest.raises(UserError, match=r"data\.tokenizer: name the one that data\.sets"):
         loop.train(make(), str(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"init_from: there is no nowhere"):
+        loop.train(make("--config.init_from=nowhere"), str(tmp_path / "run"))

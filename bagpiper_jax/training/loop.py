@@ -230,6 +230,9 @@ def _check(run: RunConfig, workdir: str, mesh) -> None:
     """Tells what is wrong before the workdir is claimed."""
     if not run.data.corpus and not run.data.sets:
         raise UserError("config key data.sets: name the prepared sets, or data.corpus, to train on")
+    resumes = has_checkpoint(workdir)  # then init_from is no longer needed
+    if run.init_from and not resumes and not os.path.exists(run.init_from):
+        raise UserError(f"config key init_from: there is no {run.init_from}")
     wanted = get_config(run.model)
     if run.data.sets:
         _prepared(run, asset_fingerprints(run, workdir))
@@ -237,12 +240,10 @@ def _check(run: RunConfig, workdir: str, mesh) -> None:
         load_corpus(run.data.corpus)
     optimizer = make_optimizer(run.optimizer, run.steps)
     state_shardings(mesh, weight_shapes(wanted), optimizer, run.frozen)
-    if has_checkpoint(workdir):  # it goes on from there: init_from is no longer needed
+    if resumes:
         return
     if run.frozen and not run.init_from:
         raise UserError("config key init_from: name the weights of what is frozen")
-    if run.init_from and not os.path.exists(run.init_from):
-        raise UserError(f"config key init_from: there is no {run.init_from}")
     if run.init_from and is_run(run.init_from):
         theirs, wanted = read_config(run.init_from), run_shapes(run)
         parts = ("vocab", "decoder", "encoder")
