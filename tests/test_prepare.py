@@ -139,6 +139,14 @@ def test_an_earlier_run_that_was_told_otherwise(corpus, prepared, tmp_path, monk
     assert os.listdir(tmp_path) == ["mine.txt"] and ".preparing" not in os.listdir(out)
 
 
+def test_sources_in_another_order(tmp_path):
+    """Shards know a source by its number: going on would read one twice and the other never."""
+    a, b = (Listed((Item("1", caption=f"Text {name}."),), name=name) for name in "ab")
+    prepare([a, b], tmp_path / "set", OPTIONS, workers=1, quiet=True)
+    with pytest.raises(UserError, match=r"changed since \(sources\)"):
+        prepare([b, a], tmp_path / "set", OPTIONS, workers=1, quiet=True)
+
+
 def test_what_cannot_be_prepared(tmp_path):
     item = Item("a", caption="A tone.")
     for sources, message in (

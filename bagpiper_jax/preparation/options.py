@@ -110,7 +110,7 @@ def _load_codec(options: Options, config: BagpiperConfig) -> Codec:
         return MelCodec.load(path)
     from bagpiper_jax.release import load_xcodec
 
-    return load_xcodec(options.model, config.vocab.num_streams)
+    return load_xcodec(os.path.dirname(path), config.vocab.num_streams)
 
 
 def fingerprints(options: Options) -> dict[str, Any]:

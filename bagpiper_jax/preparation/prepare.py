@@ -149,7 +149,8 @@ def _check_same(plan: Plan, earlier: dict[str, Any]) -> None:
 
 def _differing(ours, theirs) -> list[str]:
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        return [k for k in sorted(set(ours) | set(theirs)) if ours.get(k) != theirs.get(k)]
+        wrong = [k for k in sorted(set(ours) | set(theirs)) if ours.get(k) != theirs.get(k)]
+        return wrong or [""] * (list(ours) != list(theirs))  # parts name a source by its number
     return [""] if ours != theirs else []
 
 
