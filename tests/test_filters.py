@@ -77,6 +77,10 @@ def test_recordings_that_no_header_tells_of_and_those_of_dialogues(tmp_path):
     rows = [{"id": n, "audio": n} for n in ("0_hz.wav", "a.raw", "pipe.wav")]
     turns = [["user", "text", "Noise."], ["assistant", "audio", "a.wav"]]
     rows.append({"id": "dialogue", "messages": turns})
+    for messages in (5, "audio", [["assistant", "text"], 5]):  # a stranger's row
+        assert caption_of({"messages": messages}) == ""
+        with pytest.raises(UserError, match="names no audio"):
+            read_clip({"messages": messages}, str(tmp_path))
     found = verdicts(sound.duration, rows, tmp_path)
     assert [v.reason for v in found] == ["cannot be read as audio"] * 3 + [""]
     assert found[3] == (True, 2.0, "")

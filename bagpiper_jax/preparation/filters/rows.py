@@ -39,10 +39,17 @@ def caption_of(row: Row) -> str:
     if isinstance(row.get("caption"), str):
         return row["caption"]
     texts = []
-    for message in row.get("messages") or ():
-        if isinstance(message, list) and message[:2] == ["assistant", "text"]:
-            texts.append(_without_thoughts(str(message[2])))
+    for role, modality, content in _turns(row):
+        if (role, modality) == ("assistant", "text"):
+            texts.append(_without_thoughts(str(content)))
     return "\n".join(texts)
+
+
+def _turns(row: Row) -> list[list]:
+    """The messages of a row, whoever wrote it: what is none is left out."""
+    messages = row.get("messages")
+    found = messages if isinstance(messages, list) else []
+    return [m for m in found if isinstance(m, list) and len(m) == 3]
 
 
 def _without_thoughts(text: str) -> str:
@@ -60,8 +67,7 @@ def audio_path(row: Row, directory: str) -> str:
     """
     name = row.get("audio")
     if name is None:
-        turns = (m for m in row.get("messages") or () if isinstance(m, list) and len(m) == 3)
-        name = next((content for _, modality, content in turns if modality == "audio"), None)
+        name = next((content for _, kind, content in _turns(row) if kind == "audio"), None)
     if not isinstance(name, str) or not name:
         raise UserError("the row names no audio")
     return os.path.join(directory, name)
