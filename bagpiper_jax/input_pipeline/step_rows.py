@@ -6,9 +6,6 @@ itself imports it where it is installed, and starts no backend.)
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -17,6 +14,7 @@ import numpy as np
 from absl import flags
 
 from bagpiper_jax.input_pipeline.batch import Batch, stack_rows
+from bagpiper_jax.processes import die_with_parent
 
 
 class PackedRows(Protocol):
@@ -66,7 +64,7 @@ def host_batches(
 def start_worker(*_) -> None:
     """Starts a data worker, which takes no core of the training and does not outlive it."""
     one_blas_thread()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    die_with_parent()  # Grain's workers notice a parent that ends, not one that is killed
 
 
 def one_blas_thread() -> None:
@@ -74,11 +72,3 @@ def one_blas_thread() -> None:
     import threadpoolctl
 
     threadpoolctl.threadpool_limits(1)
-
-
-def _end_with_parent() -> None:
-    """Grain's workers notice a parent that ends, not one that is killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

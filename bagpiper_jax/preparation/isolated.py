@@ -8,9 +8,8 @@ import multiprocessing
 import os
 import pickle
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import Any
 
 from bagpiper_jax.errors import UserError
@@ -18,6 +17,7 @@ from bagpiper_jax.preparation.decode import Rejected
 from bagpiper_jax.preparation.example import Prepared, prepare_item
 from bagpiper_jax.preparation.item import Damaged, Item, Source
 from bagpiper_jax.preparation.options import Options, load_tools
+from bagpiper_jax.processes import die_with_parent
 
 _START_SECONDS = 300.0  # imports and a codec, on a slow disk
 _TRIES = 2  # the first time it may have been another process that took memory or time
@@ -229,17 +229,6 @@ def _answer(item: Item, prefix: str, options: Options, tools, progress) -> Prepa
         return Rejected("memory", f"it needs more than {options.memory_gb:g} GB of memory")
     except Exception as e:  # whatever it is, it costs this item only, and is told
         return Rejected("failed", f"{type(e).__name__}: {e}")
-
-
-def die_with_parent() -> None:
-    """Ends this process when the one that started it is gone, even by SIGKILL."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _silence_c_libraries() -> None:

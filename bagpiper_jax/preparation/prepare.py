@@ -15,7 +15,7 @@ from typing import Any
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import check_vacant, make_directory, write_json
 from bagpiper_jax.input_pipeline.prepared import DATASET_FILE, PreparedSet, open_prepared
-from bagpiper_jax.preparation.isolated import Isolated, die_with_parent
+from bagpiper_jax.preparation.isolated import Isolated
 from bagpiper_jax.preparation.item import Source
 from bagpiper_jax.preparation.options import Options
 from bagpiper_jax.preparation.report import write_report
@@ -29,6 +29,7 @@ from bagpiper_jax.preparation.shards import (
     read_notes,
     set_repeated_apart,
 )
+from bagpiper_jax.processes import die_with_parent
 
 PLAN_FILE, LOCK_FILE = "plan.json", ".lock"
 _TRIES = 3  # of a pool whose processes die, without a shard in between
