@@ -254,8 +254,9 @@ def _print_report(aot, report: dict, path: str | None) -> None:
 
 
 def _release(args) -> None:
+    from bagpiper_jax.averaging import average_weights
     from bagpiper_jax.files import check_vacant
-    from bagpiper_jax.release import average_weights, copy_notes, load_assets, save_release
+    from bagpiper_jax.release import copy_notes, load_assets, save_release
 
     check_vacant(args.out)
     assets = load_assets(args.workdir)

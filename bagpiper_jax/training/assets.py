@@ -38,6 +38,7 @@ from bagpiper_jax.training.config import RunConfig
 _TOKENIZER_CAPTIONS = 20_000
 _CODEC_SCENES = 2_000
 _LARGEST_FITTED = 8_000  # pieces; the corpus has not the words for more
+_FILES = {"tokenizer": TOKENIZERS, "codec": CODECS}
 
 
 def run_shapes(run: RunConfig) -> BagpiperConfig:
@@ -84,7 +85,7 @@ def asset_fingerprints(run: RunConfig, workdir: str) -> dict[str, Any]:
       UserError: none is named, or a file is missing or damaged.
     """
     paths = {}
-    for name, files in (("tokenizer", TOKENIZERS), ("codec", CODECS)):
+    for name, files in _FILES.items():
         paths[name] = _first(workdir, files) or _given(run, name)
         if not paths[name]:
             raise UserError(
@@ -101,11 +102,10 @@ def _first(directory: str, names: Sequence[str]) -> str:
 
 def _given(run: RunConfig, name: str) -> str:
     """The tokenizer or codec that the config names, or init_from's; empty if there is none."""
-    files = {"tokenizer": TOKENIZERS, "codec": CODECS}[name]
     named = getattr(run.data, name)
     if os.path.isdir(named):
-        return find_file(named, files)
-    return named or _first(run.init_from, files)
+        return find_file(named, _FILES[name])
+    return named or _first(run.init_from, _FILES[name])
 
 
 def _put_tokenizer(run: RunConfig, config: BagpiperConfig, workdir: str) -> None:
