@@ -29,7 +29,8 @@ def open_sound(path: str | os.PathLike) -> Iterator:
     """
     import soundfile
 
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    flags = [getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY")]
+    file = os.open(path, os.O_RDONLY | sum(flags))
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file")

@@ -262,7 +262,9 @@ def _release(args) -> None:
     assets = load_assets(args.workdir)
     weights = average_weights([args.workdir, *args.average])
     save_release(args.out, weights, assets)
-    copy_notes(args.workdir, args.out, ("sampling.json", "sampling_trials.json", "metrics.jsonl"))
+    # sampling was chosen for the weights of one run, not for a mean
+    chosen = () if args.average else ("sampling.json", "sampling_trials.json")
+    copy_notes(args.workdir, args.out, (*chosen, "metrics.jsonl"))
     size = sum(os.path.getsize(os.path.join(args.out, f)) for f in os.listdir(args.out))
     print(f"{args.out}: {size / 2**20:.1f} MB")
 
