@@ -38,7 +38,7 @@ def get_config(stage: str = "mixture") -> ml_collections.ConfigDict:
     c.data = ml_collections.ConfigDict()
     c.data.sets = ()  # (directory, task, weight) of prepared data sets; empty: scenes of corpus
     c.data.corpus = os.path.normpath(os.path.join(_HERE, "..", "data", "mini"))
-    c.data.profile = "mixed"  # short spelled strings, scenes, and scenes full of overlaps
+    c.data.profile = "crowded_mixed"  # short spelled strings, scenes, scenes full of overlaps
     # share of tokens by task (paper)
     c.data.mixture = {"text_to_audio": 2.0, "audio_to_text": 1.0, "text_only": 1.0}
     c.data.cfg_dropout = 0.1  # 0.05 (paper); a short training sees few of them
@@ -90,14 +90,14 @@ def get_config(stage: str = "mixture") -> ml_collections.ConfigDict:
         c.steps = 1500
         c.optimizer.peak_lr = 1.5e-3
         c.optimizer.final_ratio = 0.5
-        c.data.profile = "list"
+        c.data.profile = "crowded_list"
         c.data.mixture = {"text_to_audio": 1.0, "audio_to_text": 1.0, "text_only": 0.0}
         c.data.windows = 24
     elif stage == "scenes":
         c.steps = 2400
         c.optimizer.peak_lr = 1.2e-3
         c.optimizer.final_ratio = 0.3
-        c.data.profile = "full"  # lists go on among captions; half of those of overlaps
+        c.data.profile = "crowded_full"  # lists go on among captions
         c.data.mixture = {"text_to_audio": 1.0, "audio_to_text": 1.0, "text_only": 0.0}
         c.data.windows = 24
     return c

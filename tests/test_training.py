@@ -137,7 +137,7 @@ def test_release_of_a_mean(finished, tmp_path, capsys):
     )
     with open(os.path.join(moved, TOKENIZER_FILE), "ab") as f:
         f.write(b"\0")
-    assert main(["release", workdir, str(tmp_path / "no"), "--average", moved]) == 1
+    assert main(["release", workdir, str(tmp_path / "no"), "--average", moved]) == 2
     assert "has another tokenizer than" in capsys.readouterr().err
     assert not os.path.exists(tmp_path / "no")
 

@@ -15,6 +15,7 @@ TINY = [
     "--config.optimizer.peak_lr=0.01",
     "--config.data.batch_tokens=1536",
     "--config.data.workers=0",
+    "--config.data.profile=mixed",
     "--config.data.length=768",
     "--config.mesh.fsdp=2",
     "--config.mesh.tensor=4",

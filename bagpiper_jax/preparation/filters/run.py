@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import statistics
@@ -79,7 +80,7 @@ def filters_from(config: ConfigDict) -> list[tuple[str, dict[str, Any]]]:
 class _Counted:
     """A filter at work: passes rows on, keeps count, hands over what it removes."""
 
-    def __init__(self, name: str, options: dict[str, Any], removed, journal: Journal):
+    def __init__(self, name: str, options: dict[str, Any], removed, journal: Journal | None):
         self.name, self.options = name, options
         self._removed, self._journal = removed, journal
         self.kept = self.gone = 0
@@ -170,10 +171,13 @@ def run_filters(
     make_directory(new)
     report: dict[str, Any] = {}
 
+    partial = f"{target}.partial"
+    slow = any(name in _SLOW for name, _ in filters)
+
     def work(kept_path: str, removed_path: str) -> None:
         counts: Counter[str] = Counter()
         with (
-            Journal(f"{target}.partial") as journal,
+            Journal(partial) if slow else contextlib.nullcontext() as journal,
             open(kept_path, "w", encoding="utf-8") as kept,
             open(removed_path, "w", encoding="utf-8") as gone,
         ):
@@ -210,7 +214,8 @@ def run_filters(
     if report["in"] != report["out"] + report["removed"] + report["unreadable"]:
         raise AssertionError(f"counts do not add up: {report}")
     write_json(f"{stem}.report.json", report)
-    os.remove(f"{target}.partial")
+    if slow:
+        os.remove(partial)
     return report
 
 
