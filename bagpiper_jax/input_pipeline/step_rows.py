@@ -50,7 +50,6 @@ def host_batches(
 
     Rows are random access, so the position is one number, on any number of hosts and workers.
     """
-    one_blas_thread()
     dataset = grain.MapDataset.source(StepRows(source, rows, mine))
     dataset = dataset.batch(len(mine), drop_remainder=True, batch_fn=stack_rows)[start:]
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
@@ -69,8 +68,7 @@ def start_worker(*_) -> None:
 
 
 def one_blas_thread() -> None:
-    """Gives matmuls of NumPy one thread, for good: the sums of a mel would depend on their number,
-    and threads of small ones would spin and take the training's cores."""
+    """Threads of small matmuls would spin and take the training's cores."""
     import threadpoolctl
 
     threadpoolctl.threadpool_limits(1)
