@@ -28,22 +28,26 @@ def average_weights(directories: Sequence[str]) -> Any:
     Raises:
       UserError: see `load_weights`; or shapes, tokenizers or codecs differ.
     """
-    wanted = read_config(directories[0])
-    kinds = [
-        fingerprints(read_config(d), find_file(d, TOKENIZERS), find_file(d, CODECS))
-        for d in directories
-    ]
-    for directory, kind in zip(directories, kinds, strict=True):
-        differs = [name.replace("_", " ") for name in kind if kind[name] != kinds[0][name]]
-        if read_config(directory) != wanted:
-            differs.append("shapes")
-        if differs:
-            raise UserError(
-                f"{directory} has another {' and '.join(differs)} than {directories[0]}: only "
-                "weights of one training can be averaged"
-            )
-    total = load_weights(directories[0], weight_shapes(wanted))
+    first, shapes = directories[0], weight_shapes(read_config(directories[0]))
     for directory in directories[1:]:
-        more = load_weights(directory, weight_shapes(wanted))
-        total = jax.tree.map(jnp.add, total, more)
+        _check_alike(first, directory)
+    total = load_weights(first, shapes)
+    for directory in directories[1:]:
+        total = jax.tree.map(jnp.add, total, load_weights(directory, shapes))
     return jax.tree.map(lambda x: x / len(directories), total)
+
+
+def _check_alike(first: str, other: str) -> None:
+    configs = [read_config(directory) for directory in (first, other)]
+    wanted, found = (
+        fingerprints(config, find_file(d, TOKENIZERS), find_file(d, CODECS))
+        for config, d in zip(configs, (first, other), strict=True)
+    )
+    differs = [name.replace("_", " ") for name in wanted if found[name] != wanted[name]]
+    if configs[0] != configs[1]:
+        differs.append("shapes")
+    if differs:
+        raise UserError(
+            f"{other} has another {' and '.join(differs)} than {first}: only weights of one "
+            "training can be averaged"
+        )

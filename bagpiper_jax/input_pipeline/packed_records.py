@@ -58,18 +58,19 @@ class PackedRecords:
         sources = tuple(source for source in sources if source.weight > 0)
         if not sources:
             raise UserError("config key data.sets: name a prepared data set to train on")
-        identities: dict[str, str] = {}
+        known: dict[str, str] = {}
         for source in sources:
-            earlier = identities.setdefault(source.name, source.identity)
-            if earlier != source.identity:
+            if source.name not in known:
+                known[source.name] = source.identity
+            elif known[source.name] == source.identity:
+                raise UserError(
+                    f"config key data.sets: {source.name} is there twice: add up its weights"
+                )
+            else:
                 raise UserError(
                     f"config key data.sets: two sets are called {source.examples.name}: give one "
                     'another "name" in its dataset.json'
                 )
-        if len(identities) < len(sources):
-            names = [source.name for source in sources]
-            name = next(name for name in names if names.count(name) > 1)
-            raise UserError(f"config key data.sets: {name} is there twice: add up its weights")
         self._sources = sources
         self._config = config
         self._tokenizer = tokenizer

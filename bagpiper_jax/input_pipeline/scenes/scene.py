@@ -77,25 +77,19 @@ PROFILES = {
         (0.6, 0.2, 0.2),
         0.35,
     ),
-    "crowded_list": Profile(
-        (0.4, 0.6),
-        {"digits": 0.2, "letters": 0.25, "mixed": 0.05, "phrase": 0.1, "sound": 0.4},
-        0.25,
-        (0.7, 0.15, 0.15),
-        (0.6, 0.2, 0.2),
-        0.7,
-        {"digits": (1, 2, 3), "letters": (1, 2, 3), "mixed": (3,)},
-        True,
-    ),
-    "crowded": Profile(
-        (0, 0.6, 0.4),
-        {"digits": 0.18, "letters": 0.25, "mixed": 0.07, "phrase": 0.1, "sound": 0.4},
-        0.4,
-        (0.8, 0.1, 0.1),
-        (0.6, 0.2, 0.2),
-        0.9,
-    ),
 }
+PROFILES["crowded_list"] = PROFILES["list"]._replace(
+    events=(0.4, 0.6),
+    kinds={"digits": 0.2, "letters": 0.25, "mixed": 0.05, "phrase": 0.1, "sound": 0.4},
+    overlap=0.7,
+)
+PROFILES["crowded"] = PROFILES["scene"]._replace(
+    events=(0, 0.6, 0.4),
+    kinds={"digits": 0.18, "letters": 0.25, "mixed": 0.07, "phrase": 0.1, "sound": 0.4},
+    bed=0.4,
+    rooms=(0.8, 0.1, 0.1),
+    overlap=0.9,
+)
 # profiles that take turns, by the index of the scene
 MIXES = {
     "mixed": ("spelling", "scene"),
