@@ -7,10 +7,6 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 LOCK_ARGS ?=
 
-# XLA takes its buffers from malloc anew at every step: in huge pages they cost a fifth less time
-# where Linux gives those on request only (glibc 2.35 and later; others do not know the variable).
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
