@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from bagpiper_jax import vocab as vocab_lib
 from bagpiper_jax.conversation import Message, encode_prompt
 from bagpiper_jax.errors import UserError
-from bagpiper_jax.inference.generate import Generator
+from bagpiper_jax.inference.engine import Engine
+from bagpiper_jax.inference.requests import Request
 from bagpiper_jax.inference.sampling import Sampling, choose, delay_mask
 from bagpiper_jax.input_pipeline.batch import pack_row, stack_rows
 from bagpiper_jax.log_mel import mel_windows
@@ -58,6 +59,14 @@ def conversations():
     ]
 
 
+def generate(engine, prompts, settings, modality, seed=0):
+    """(modality, rows, end) of the first message that answers each prompt."""
+    plan = modality and (modality,)
+    requests = [Request(prompt, settings, plan, seed) for prompt in prompts]
+    answers = engine.generate(requests)
+    return [(m.modality, m.rows, m.end) for m in (messages[0] for (messages,) in answers)]
+
+
 @functools.cache
 def whole_sequence(model):
     """Hidden states of every row of a batch, without a cache; [B, T, D]."""
@@ -66,7 +75,7 @@ def whole_sequence(model):
     def hidden(model, batch):
         features = model.encode_audio(batch.mel, batch.mel_frames)
         x = model.embed(batch.tokens, batch.audio_index, features)
-        return model.decode(x, batch.positions, batch.segment_ids)[0]
+        return model.decode(x, batch.positions, batch.segment_ids)
 
     return functools.partial(hidden, model)
 
@@ -137,7 +146,7 @@ def test_cached_batched_generation_equals_the_plain_loop(model, modality, cfg):
     vocab = model.config.vocab
     prompts = [encode_prompt(c, vocab, Bytes()) for c in conversations()]
     settings = Sampling(temperature=0.0, top_k=20, cfg=cfg, min_rows=3, max_rows=12)
-    answers = Generator(model).generate(prompts, {modality: settings}, modality=modality)
+    answers = generate(Engine(model), prompts, {modality: settings}, modality)
     for prompt, (kind, rows, end) in zip(prompts, answers, strict=True):
         want, want_end = plain_greedy(model, prompt, modality, cfg, 3, 12)
         assert kind == modality and end == want_end
@@ -151,7 +160,8 @@ def test_delay_mask_admits_whole_messages_only(streams, min_rows, data):
     max_rows = data.draw(st.integers(max(min_rows, streams) + 1, 24))
     frames, kinds = -1, []
     for step in range(max_rows + 1):
-        mask = np.asarray(delay_mask(step, jnp.array([frames]), streams, min_rows, max_rows))[0]
+        settled = jnp.array([frames])
+        mask = np.asarray(delay_mask([step], settled, streams, [min_rows], [max_rows]))[0]
         assert mask.any(axis=-1).all()
         row = [data.draw(st.sampled_from(np.flatnonzero(m).tolist())) for m in mask]
         if frames < 0 and row[0] != 1:
@@ -173,16 +183,16 @@ def test_end_tokens_wait_for_min_rows_and_stop_the_row(model):
     vocab = model.config.vocab
     eager = nnx.clone(model)
     eager.lm_head[...] = eager.lm_head[...].at[vocab_lib.EOT].mul(50.0)
-    generator = Generator(eager)
+    engine = Engine(eager)
     prompts = [encode_prompt(c, vocab, Bytes()) for c in conversations()]
     for modality in ("text", "audio"):
         settings = Sampling(temperature=0.0, top_k=5, cfg=1.0, min_rows=4, max_rows=9)
-        answers = generator.generate(prompts, {modality: settings}, modality=modality)
+        answers = generate(engine, prompts, {modality: settings}, modality)
         ended = [len(rows) for _, rows, end in answers if end == vocab_lib.EOT]
         assert ended and min(ended) >= 4 and max(ended) < 9
         assert all(len(rows) == 9 for _, rows, end in answers if end == -1)
-        again = generator.generate(
-            prompts, {modality: dataclasses.replace(settings, min_rows=0)}, modality=modality
+        again = generate(
+            engine, prompts, {modality: dataclasses.replace(settings, min_rows=0)}, modality
         )
         assert min(len(rows) for _, rows, end in again if end == vocab_lib.EOT) < 4
 
@@ -194,17 +204,17 @@ def test_sampled_tokens_stay_in_their_ranges_and_seeds_reproduce(model):
         "audio": Sampling(temperature=1.5, top_k=17, cfg=2.0, min_rows=30, max_rows=40),
         "text": Sampling(temperature=1.5, top_k=50, cfg=1.0, min_rows=30, max_rows=40),
     }
-    generator = Generator(model)
-    audio = generator.generate(prompts, both, modality="audio", seed=1)
+    engine = Engine(model)
+    audio = generate(engine, prompts, both, "audio", seed=1)
     for _, rows, _ in audio:
         for k in range(vocab.num_streams):
             start, stop = vocab.stream_range(k)
             assert (rows[:, k] >= start).all() and (rows[:, k] < stop).all()
-    for _, rows, _ in generator.generate(prompts, both, modality="text", seed=1):
+    for _, rows, _ in generate(engine, prompts, both, "text", seed=1):
         assert (rows[:, 0] >= vocab.text_start).all() and (rows[:, 0] < vocab.codec_start).all()
         assert (rows[:, 1:] == 0).all()
-    again = generator.generate(prompts, both, modality="audio", seed=1)
-    other = generator.generate(prompts, both, modality="audio", seed=2)
+    again = generate(engine, prompts, both, "audio", seed=1)
+    other = generate(engine, prompts, both, "audio", seed=2)
     assert all((a[1] == b[1]).all() for a, b in zip(audio, again, strict=True))
     assert any(a[1].shape != b[1].shape or (a[1] != b[1]).any() for a, b in zip(audio, other))
 
@@ -222,7 +232,7 @@ def test_predicted_modality_is_the_most_likely_marker(model):
         mine = leaning.lm_head[vocab_lib.MODALITIES[marker]]
         # the other marker's logit is always below: zero against a clearly positive one
         leaning.lm_head[...] = leaning.lm_head[...].at[other].set(-mine)
-        answers = Generator(leaning).generate(prompts, settings, modality=None)
+        answers = generate(Engine(leaning), prompts, settings, None)
         for prompt, (kind, _, _) in zip(prompts, answers, strict=True):
             batch = stack_rows([pack_row([prompt], ROWS, WINDOWS, block)])
             hidden = whole_sequence(leaning)(batch)[0, len(prompt) - 1]
@@ -235,18 +245,29 @@ def test_choose_follows_the_distribution_and_top_k():
     logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
     draws = 20_000
     keys = jax.random.split(jax.random.key(0), draws)
-    tokens = jax.vmap(lambda key: choose(logits, key, jnp.float32(1.0), 3))(keys)
+
+    def draw(temperature, top_k, top_p=1.0):
+        settings = (jnp.full(draws, x) for x in (temperature, top_k, top_p))
+        return choose(jnp.tile(logits, (draws, 1)), keys, *settings, bound=8)
+
+    tokens = draw(1.0, 3)
     counts = np.bincount(tokens, minlength=4)
     want = np.array([0.5, 0.3, 0.15]) / 0.95 * draws
     assert counts[3] == 0
     chi_square = ((counts[:3] - want) ** 2 / want).sum()
     assert chi_square < 13.8  # p = 0.001 at two degrees of freedom
-    assert (jax.vmap(lambda key: choose(logits, key, jnp.float32(0.0), 3))(keys[:50]) == 0).all()
+    assert (draw(0.0, 3) == 0).all()
 
 
 @pytest.mark.parametrize(
     "values",
-    [dict(temperature=-1.0), dict(top_k=0), dict(cfg=-0.1), dict(min_rows=9, max_rows=9)],
+    [
+        dict(temperature=-1.0),
+        dict(top_k=-1),
+        dict(top_p=0.0),
+        dict(cfg=-0.1),
+        dict(min_rows=9, max_rows=9),
+    ],
 )
 def test_impossible_settings_are_refused(values):
     good = Sampling(temperature=0.5, top_k=5, cfg=1.0, min_rows=1, max_rows=9)
