@@ -94,16 +94,15 @@ class Original:
         return total / count
 
 
-def original_and_model(config, scale=0.1):
-    """An `Original` with random weights of this scale, and a `Bagpiper` with the same weights."""
+def copy_original(original):
+    """A `Bagpiper` with the weights of an `Original`."""
     from .weights import copy_weights
 
-    original = Original(config, scale)
-    model = Bagpiper(config, rngs=nnx.Rngs(0))
+    model = Bagpiper(original.config, rngs=nnx.Rngs(0))
     copy_weights(model.model, original.decoder)
     copy_weights(model.audio_tower, original.audio_tower)
     copy_weights(model.adaptor, original.adaptor)
-    size = config.vocab.size
+    size = original.config.vocab.size
     model.lm_head[...] = model.lm_head[...].at[:size].set(original.head.weight.detach().numpy())
     model.stream_emb[...] = original.stream_emb.weight.detach().numpy()
-    return original, model
+    return model

@@ -48,9 +48,10 @@ def examples(config, small_tokenizer):
 
 @pytest.fixture(scope="module")
 def pair(config):
-    from .original import original_and_model
+    from .original import Original, copy_original
 
-    return original_and_model(config)
+    original = Original(config)
+    return original, copy_original(original)
 
 
 def test_loss_and_gradients(config, pair, examples):
