@@ -26,9 +26,7 @@ class Linear(nnx.Module):
         self.in_features = weight.shape[1]
         self.scale = None
         if quantize is not None:
-            import qwix  # an extra: only what is quantised needs it
-
-            quantized = qwix.quantize(weight, quantize, channelwise_axes=(0,))
+            quantized = _qwix().quantize(weight, quantize, channelwise_axes=(0,))
             weight, self.scale = quantized.qvalue, nnx.Param(quantized.scale[:, 0])
         self.weight = nnx.Param(weight)
 
@@ -132,6 +130,14 @@ class ServedModel(nnx.Module):
         """
         shared = _product(self.codec_head[...], hidden)
         return shared.reshape(*hidden.shape[:-1], *self.offsets.shape) + self.offsets[...]
+
+
+def _qwix():
+    try:
+        import qwix
+    except ImportError as e:
+        raise UserError(f"quantisation needs: pip install 'bagpiper_jax[int8]' ({e})") from e
+    return qwix
 
 
 def _product(head: jax.Array, hidden: jax.Array) -> jax.Array:
