@@ -79,6 +79,7 @@ EXTRAS = {
     ],
     "convert": ["torch==2.13.0", "transformers>=5.23,<6", "tqdm>=4.66,<5", TOKENIZERS],
     "tpu": ["jax[tpu]>=0.10,<0.12"],  # TPUs, and compiling for them without one
+    "int8": ["qwix>=0.1.8,<0.2"],  # generation with quantised weights
     "wandb": ["wandb>=0.19,<1"],
     "serve": ["fastapi>=0.115,<1", "uvicorn>=0.30,<1"],
     "notebook": ["jupyter>=1.1,<2", MATPLOTLIB],

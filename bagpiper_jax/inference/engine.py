@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 from flax import nnx
@@ -68,6 +68,9 @@ class Engine:
           quantize: see `ServedModel`.
           mesh: where the model's weights lie; sequences are split over `replica` and `fsdp`,
             heads over `tensor`.
+
+        Raises:
+          UserError: see `ServedModel`; or the mesh does not divide the heads.
         """
         self.config = model.config
         self.max_sequences = max_sequences
@@ -76,6 +79,7 @@ class Engine:
         self._ids = itertools.count()
         self._pending: deque[tuple[int, Request]] = deque()
         self._branches: list[_Branch] = []
+        self._kept: dict[int, list[Event]] = {}  # of requests that others have let step
 
     def replace_weights(self, params) -> None:
         """Other weights of the same shapes, without compiling again; a nested dict of arrays.
@@ -116,8 +120,8 @@ class Engine:
             )
         if request.sequences > self.max_sequences:
             raise UserError(
-                f"{request.hypotheses} hypotheses take {request.sequences} sequences, the engine "
-                f"has {self.max_sequences}: ask for fewer"
+                f"the answer takes {request.sequences} sequences, two a guided hypothesis, and the "
+                f"engine has {self.max_sequences}: ask for fewer hypotheses or raise max_sequences"
             )
         number = next(self._ids)
         self._pending.append((number, request))
@@ -126,7 +130,23 @@ class Engine:
     def cancel(self, number: int) -> None:
         """Drops a request, wherever it is."""
         self._pending = deque(item for item in self._pending if item[0] != number)
+        self._kept.pop(number, None)
         self._free([b for b in self._branches if b.id == number])
+
+    def stream(self, request: Request, limit: int = steps.CHUNK) -> Iterator[Event]:
+        """A request's events, `limit` rows at most in each; closing the iterator ends it.
+
+        Several may be open at once, and `generate` may be called meanwhile.
+
+        Raises:
+          UserError: see `submit`.
+        """
+        number = self.submit(request)
+        try:
+            while self._answers({number}):
+                yield from self._take({number}, limit)
+        finally:
+            self.cancel(number)
 
     def generate(
         self, requests: Sequence[Request], on_event: Callable[[Event], None] | None = None
@@ -141,13 +161,13 @@ class Engine:
         try:
             for request in requests:
                 numbers.append(self.submit(request))
-            while self.busy:
-                for event in self.step():
+            while self._answers(numbers):
+                for event in self._take(numbers):
                     key = event.request, event.hypothesis, event.message
                     parts.setdefault(key, []).append(event)
                     if on_event is not None:
                         on_event(event)
-        finally:  # whatever stopped it, the batch is empty again
+        finally:  # whatever stopped it, none of them is left in the batch
             for number in numbers:
                 self.cancel(number)
         answers = {n: [[] for _ in range(r.hypotheses)] for n, r in zip(numbers, requests)}
@@ -161,12 +181,25 @@ class Engine:
     def step(self, limit: int = steps.CHUNK) -> list[Event]:
         """Lets what waits join, and generates up to `limit` rows of every sequence.
 
-        It returns earlier where a message ends and something waits for that.
+        It returns earlier where a message ends and something waits for that. The events are those
+        of all requests: `stream` and `generate` are for who shares the engine.
         """
         with self._batch.on_mesh():
             self._open([b for b in self._branches if self._batch.numbers.ended[b.number]])
             self._admit()
             return self._advance(min(limit, steps.CHUNK)) if self._branches else []
+
+    def _answers(self, numbers: Collection[int]) -> bool:
+        """Whether some of these requests are not complete, or have events to take."""
+        there = {n for n, _ in self._pending} | {b.id for b in self._branches} | self._kept.keys()
+        return not there.isdisjoint(numbers)
+
+    def _take(self, numbers: Collection[int], limit: int = steps.CHUNK) -> list[Event]:
+        """The next events of these requests; those of others are kept for them."""
+        if self._kept.keys().isdisjoint(numbers):
+            for event in self.step(limit):
+                self._kept.setdefault(event.request, []).append(event)
+        return [event for n in numbers for event in self._kept.pop(n, [])]
 
     @property
     def _context(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -193,16 +194,11 @@ class Pipeline:
 
         Closing the iterator ends the generation.
         """
-        number = self.engine.submit(self.request(messages, modalities, sampling, seed))
+        request = self.request(messages, modalities, sampling, seed)
         answer = AnswerStream(self.config.vocab, self.tokenizer, self.codec)
-        try:
-            last = False
-            while not last:
-                for event in self.engine.step(_STREAM_ROWS):
-                    yield answer.push(event)
-                    last = event.last
-        finally:
-            self.engine.cancel(number)
+        with contextlib.closing(self.engine.stream(request, _STREAM_ROWS)) as events:
+            for event in events:
+                yield answer.push(event)
 
     def listen(self, audio: Any, *, role: str = "user") -> Message:
         """A clip as a message, in any form that `describe` takes."""

@@ -40,6 +40,11 @@ class Request:
             raise UserError(
                 f"an answer of messages {list(plan)}: ask for 1 to {MAX_MESSAGES} of text and audio"
             )
+        missing = [m for m in plan or MODALITIES if m not in self.sampling]
+        if missing:
+            raise UserError(
+                f"there are no sampling settings for {' and '.join(missing)}: give them"
+            )
         if self.hypotheses < 1:
             raise UserError(f"{self.hypotheses} hypotheses: ask for 1 at least")
 

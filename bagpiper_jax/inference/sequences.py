@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from bagpiper_jax.errors import UserError
 from bagpiper_jax.inference import steps
 from bagpiper_jax.inference.context import Piece, bucket, pack
 from bagpiper_jax.inference.served_model import ServedModel
@@ -34,6 +35,12 @@ class Sequences:
         self._mesh = None if mesh is None else automatic(mesh)
         axes = self._mesh.shape if self._mesh else {}
         self._multiple = axes.get("replica", 1) * axes.get("fsdp", 1)
+        heads, parts = model.config.decoder.num_key_value_heads, axes.get("tensor", 1)
+        if heads % parts:
+            raise UserError(
+                f"mesh axis tensor={parts} does not divide the {heads} key/value heads: choose a "
+                "smaller one"
+            )
         self._config = model.config
         self._quantize = quantize
         self.serve(model)

@@ -24,13 +24,12 @@ class Linear(nnx.Module):
 
     def __init__(self, weight: jax.Array, quantize: str | None):
         self.in_features = weight.shape[1]
-        self.scale = None
+        scale = None
         if quantize is not None:
-            import qwix  # an extra: only what is quantised needs it
-
-            quantized = qwix.quantize(weight, quantize, channelwise_axes=(0,))
-            weight, self.scale = quantized.qvalue, nnx.Param(quantized.scale[:, 0])
+            quantized = _qwix().quantize(weight, quantize, channelwise_axes=(0,))
+            weight, scale = quantized.qvalue, nnx.Param(quantized.scale[:, 0])
         self.weight = nnx.Param(weight)
+        self.scale = scale
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[n, in] → [n, out]."""
@@ -118,20 +117,28 @@ class ServedModel(nnx.Module):
         return self.norm(x), grown
 
     def text_logits(self, hidden: jax.Array) -> jax.Array:
-        """Stream 0's logits over special and text ids, float32 [..., codec_start]."""
+        """Stream 0's logits over special and text ids, [n, D] → float32 [n, codec_start]."""
         return _product(self.text_head[...], hidden)
 
     def special_logits(self, hidden: jax.Array, start: int, stop: int) -> jax.Array:
-        """Stream 0's logits over ids [start, stop) below `codec_start`, float32 [..., n]."""
+        """Stream 0's logits over ids [start, stop) below `codec_start`, float32 [n, ids]."""
         return _product(self.text_head[start:stop], hidden)
 
     def codec_logits(self, hidden: jax.Array) -> jax.Array:
-        """Each stream's logits over its own ids, float32 [..., K, stream_size].
+        """Each stream's logits over its own ids, [n, D] → float32 [n, K, stream_size].
 
         One product serves all streams: W·(h + s_k) = W·h + W·s_k.
         """
         shared = _product(self.codec_head[...], hidden)
-        return shared.reshape(*hidden.shape[:-1], *self.offsets.shape) + self.offsets[...]
+        return shared.reshape(-1, *self.offsets.shape) + self.offsets[...]
+
+
+def _qwix():
+    try:
+        import qwix
+    except ImportError as e:
+        raise UserError(f"quantisation needs: pip install 'bagpiper_jax[int8]' ({e})") from e
+    return qwix
 
 
 def _product(head: jax.Array, hidden: jax.Array) -> jax.Array:
