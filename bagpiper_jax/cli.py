@@ -152,9 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(command=_report)
     report.add_argument("--out", default="runs/demo", help="where the report goes")
 
-    demo = commands.add_parser(
-        "demo", help="a page to describe, edit and render clips on"
-    )
+    demo = commands.add_parser("demo", help="a page to describe, edit and render clips on")
     demo.set_defaults(command=_demo)
     demo.add_argument("--checkpoint", help="release or workdir (default: embedded mini model)")
     demo.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")

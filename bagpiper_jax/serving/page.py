@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import html
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -23,11 +24,12 @@ import gradio as gr
 import numpy as np
 import uvicorn
 
-from bagpiper_jax.audio import decode_audio, save_audio
+from bagpiper_jax.audio import SAMPLE_RATE, decode_audio, save_audio
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.html_report.media import spectrogram
 from bagpiper_jax.inference.pipeline import Pipeline
 from bagpiper_jax.inference.replies import split_plan
+from bagpiper_jax.inference.sampling import Sampling
 from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
 from bagpiper_jax.input_pipeline.scenes import Scene, plan_scene, render_scene
 from bagpiper_jax.release import MINI
@@ -38,11 +40,14 @@ _CAPTIONS = (3, 4, 8)
 _MAX_UPLOAD = "64mb"
 _MINI_NOTE = (
     "This is the **mini model** (10 MB), trained on scenes of up to 8 seconds: digits and letters "
-    "spelled one by one, recorded phrases, sounds, music. It hears them, from the voices that it "
-    "was trained on; it hardly understands another voice. It speaks digits that can be understood, "
-    "and makes sounds; letters and phrases that it renders cannot be understood."
+    "said one by one, recorded phrases, sounds, music. It hears them; a voice that it was not "
+    "trained on it hardly understands. Digits that it renders can be understood; letters and "
+    "phrases cannot."
 )
+_NO_CLIP, _NO_RENDERING = "<p>No clip yet</p>", "<p>No rendering yet</p>"
+_WAVEFORM = gr.WaveformOptions(waveform_progress_color="#3b82f6")  # the blue of the buttons
 _STYLE = """
+.picture figcaption { color: var(--block-label-text-color); }
 .picture figure { margin: 0; } .picture img { display: block; width: 100%; height: auto; }
 .picture p { margin: 0; padding: 40px 12px; text-align: center;
   color: var(--body-text-color-subdued); }
@@ -102,11 +107,11 @@ class Page:
         self._pipeline.render_batch(["a bell"])
 
     def look(self, clip: str | None) -> str:
-        """A clip's file → its spectrogram, HTML; "" without a clip."""
+        """A clip's file → its spectrogram, HTML."""
         if clip is None:
-            return _picture("", "")
+            return _NO_CLIP
         with _told():
-            return _picture(spectrogram(_read(clip)), "Spectrogram of the clip")
+            return _picture(_read(clip), "The clip")
 
     def describe(
         self, clip: str | None, temperature: float, seed: float | None
@@ -136,10 +141,9 @@ class Page:
             sampling = self._sampling("audio", cfg=cfg, temperature=temperature)["audio"]
             with self._engine:
                 wav = self._pipeline.render(caption or "", sampling=sampling, seed=_seed(seed))
-            picture = _picture(spectrogram(wav), "Spectrogram of the rendering")
-            # floats would be brought to full scale
-            samples = (np.clip(wav, -1, 1) * 32767).astype(np.int16)
-            return (wav.sample_rate, np.asarray(samples)), picture
+        # Gradio would bring floats to full scale
+        samples = (np.clip(np.asarray(wav), -1, 1) * 32767).astype(np.int16)
+        return (wav.sample_rate, samples), _picture(wav, "The rendering")
 
     def _sampling(self, modality: str, **values: float) -> dict:
         return {modality: dataclasses.replace(self._pipeline.sampling[modality], **values)}
@@ -155,15 +159,16 @@ class Page:
                         label="Clip, 0.1 to 30 s",
                         sources=["upload", "microphone"],
                         type="filepath",
+                        buttons=["download"],
+                        waveform_options=_WAVEFORM,
                         elem_id="clip",
                     )
                     describe = gr.Button("Describe", variant="primary", elem_id="describe")
-                    before = gr.HTML(_picture("", ""), elem_id="before", elem_classes="picture")
                     if examples.clips:
                         gr.Examples(
                             [[e.path] for e in examples.clips],
                             [clip],
-                            label="Scenes that were not trained on",
+                            label="Example clips",
                             example_labels=[e.label for e in examples.clips],
                         )
                 with gr.Column(min_width=300):
@@ -171,30 +176,49 @@ class Page:
                     caption = gr.Textbox(
                         label="Caption: edit it, then render it",
                         placeholder="Describe a clip, or write what is to be heard",
-                        lines=5,
+                        lines=6,
                         max_lines=16,
                         elem_id="caption",
                     )
                     render = gr.Button("Render", variant="primary", elem_id="render")
-                    after = gr.HTML(_picture("", ""), elem_id="after", elem_classes="picture")
-                    sound = gr.Audio(label="Rendering", interactive=False, elem_id="sound")
                     if examples.captions:
-                        gr.Examples([[c] for c in examples.captions], [caption], label="Captions")
-            with gr.Accordion("Settings", open=False), gr.Row():
-                cfg = gr.Slider(1, 8, audio.cfg, step=0.1, label="Guidance (cfg); 1 is none")
-                warmth = gr.Slider(0, 1.5, audio.temperature, step=0.05, label="Temperature, audio")
-                variety = gr.Slider(0, 1.5, text.temperature, step=0.05, label="Temperature, text")
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0)
-            gr.Markdown("At temperature 0 a seed changes nothing.")
+                        gr.Examples(
+                            [[c] for c in examples.captions], [caption], label="Example captions"
+                        )
+            with gr.Row():
+                with gr.Column(min_width=300):
+                    before = gr.HTML(_NO_CLIP, elem_id="before", elem_classes="picture")
+                    with gr.Accordion("Settings", open=False):
+                        cfg = gr.Slider(1, 8, audio.cfg, step=0.1, label="Guidance (1 is none)")
+                        warmth = _temperature("Temperature, audio", audio)
+                        variety = _temperature("Temperature, text", text)
+                        seed = gr.Number(
+                            0,
+                            label="Seed",
+                            info="It changes nothing at temperature 0.",
+                            precision=0,
+                            minimum=0,
+                        )
+                with gr.Column(min_width=300):
+                    after = gr.HTML(_NO_RENDERING, elem_id="after", elem_classes="picture")
+                    sound = gr.Audio(
+                        label="Rendering",
+                        interactive=False,
+                        buttons=["download"],
+                        waveform_options=_WAVEFORM,
+                        elem_id="sound",
+                    )
 
-            alone = {
-                "concurrency_id": "engine",
-                "concurrency_limit": 1,
-                "api_visibility": "private",
-            }
-            clip.change(self.look, clip, before, api_visibility="private", show_progress="hidden")
-            describe.click(self.describe, [clip, variety, seed], [caption, plan], **alone)
-            render.click(self.render, [caption, cfg, warmth, seed], [sound, after], **alone)
+            # one request at a time: the second of two people waits, and sees that it does
+            alone = {"concurrency_id": "engine", "concurrency_limit": 1}
+            private = {"api_visibility": "private"}
+            clip.change(self.look, clip, before, show_progress="hidden", **private)
+            describe.click(
+                self.describe, [clip, variety, seed], [caption, plan], **alone, **private
+            )
+            render.click(
+                self.render, [caption, cfg, warmth, seed], [sound, after], **alone, **private
+            )
         return blocks
 
 
@@ -205,6 +229,8 @@ def serve(checkpoint: str, corpus_dir: str, host: str, port: int) -> None:
       UserError: the checkpoint does not load, or the port cannot be had.
     """
     with _bound(host, port) as listener, tempfile.TemporaryDirectory() as folder:
+        # so that the clips are removed then, too
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = Page(Pipeline.load(checkpoint))
         print("bagpiper: compiling the model", flush=True)
@@ -213,8 +239,9 @@ def serve(checkpoint: str, corpus_dir: str, host: str, port: int) -> None:
         name = os.path.basename(os.path.abspath(checkpoint))
         note = _MINI_NOTE if mini else f"The model is `{name}`."
         app = application(page.blocks("Bagpiper", note, make_examples(corpus_dir, folder)))
-        settings = uvicorn.Config(app, log_level="warning")
-        print(f"bagpiper: http://{host}:{listener.getsockname()[1]}", flush=True)
+        settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+        place = f"[{host}]" if ":" in host else host
+        print(f"bagpiper: http://{place}:{listener.getsockname()[1]}", flush=True)
         uvicorn.Server(settings).run([listener])
 
 
@@ -244,12 +271,15 @@ def application(blocks: gr.Blocks) -> fastapi.FastAPI:
 
 def _bound(host: str, port: int) -> socket.socket:
     """A socket at the address, had before the model loads."""
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port {port} is none: choose one from 0 to 65535")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except (OSError, OverflowError) as e:
+        listener.listen()
+    except OSError as e:
         raise UserError(f"cannot listen on {host}:{port}: {e}; choose another --port") from e
     return listener
 
@@ -260,7 +290,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except UserError as e:
-        raise gr.Error(html.escape(str(e)), title="Sorry", print_exception=False) from None
+        raise gr.Error(html.escape(str(e)), print_exception=False) from None
 
 
 def _read(clip: str) -> np.ndarray:
@@ -279,7 +309,12 @@ def _seed(value: float | None) -> int:
     return int(value)
 
 
-def _picture(uri: str, words: str) -> str:
-    if not uri:
-        return "<p>Spectrogram</p>"
-    return f'<figure><img alt="{html.escape(words)}" src="{uri}"></figure>'
+def _temperature(label: str, sampling: Sampling) -> gr.Slider:
+    return gr.Slider(0, 1.5, sampling.temperature, step=0.05, label=label)
+
+
+def _picture(wav: np.ndarray, words: str) -> str:
+    """A clip's spectrogram with its length, HTML."""
+    words = html.escape(f"{words}, {len(wav) / SAMPLE_RATE:.1f} s")
+    image = f'<img alt="Spectrogram: {words}" src="{spectrogram(wav)}">'
+    return f"<figure><figcaption>{words}</figcaption>{image}</figure>"
