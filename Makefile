@@ -25,7 +25,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.installed  ## short training, then a report of the committed checkpoint in runs/demo
-	$(BIN)/bagpiper demo --out $(OUT)
+	$(BIN)/bagpiper report --out $(OUT)
 
 test: $(VENV)/.installed  ## the tests, without the slow ones
 	$(BIN)/pytest -q -n $(JOBS) -m "not slow" tests $(PYTEST_ARGS)

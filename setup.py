@@ -82,6 +82,8 @@ EXTRAS = {
     "int8": ["qwix>=0.1.8,<0.2"],  # generation with quantised weights
     "wandb": ["wandb>=0.19,<1"],
     "serve": ["fastapi>=0.115,<1", "uvicorn>=0.30,<1"],
+    # `bagpiper demo`; apart, since Gradio is large and is in no lock
+    "page": ["gradio>=6.31,<7", "fastapi>=0.115,<1", "uvicorn>=0.30,<1", MATPLOTLIB],
     "notebook": ["jupyter>=1.1,<2", MATPLOTLIB],
     "dev": [
         *TRAIN,

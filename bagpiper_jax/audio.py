@@ -86,7 +86,9 @@ def _read(open_: Callable, name: str) -> np.ndarray:
             wav = f.read(limit, dtype="float32", always_2d=True)
             rate = f.samplerate
     except (soundfile.LibsndfileError, RuntimeError, OSError) as e:
-        raise UserError(f"{name} cannot be read as audio: {e}") from e
+        # the whole message would name a place in memory
+        why = getattr(e, "error_string", e)
+        raise UserError(f"{name} cannot be read as audio: {why}") from e
     return prepare_audio(wav, rate, name=name)
 
 
