@@ -1,0 +1,1 @@
+"""`bagpiper serve`: a model over HTTP, in the form of OpenAI's chat completions."""
