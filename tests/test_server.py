@@ -418,7 +418,7 @@ def test_models_health_and_other_routes(url):
 
 def test_a_token_is_asked_for(pipeline, caplog):
     with serving(pipeline, token="sesame") as (url, _), caplog.at_level(logging.DEBUG):
-        for headers in ({}, {"Authorization": "Bearer sesam"}, {"Authorization": "sesame"}):
+        for headers in ({}, {"Authorization": "Bearer sesam"}, {"Authorization": "Basic sesame"}):
             status, body, _ = post(url, {"messages": SAY}, headers)
             assert status == 401 and body["error"]["code"] == "invalid_api_key"
             assert get(url, "/v1/models", headers)[0] == 401
