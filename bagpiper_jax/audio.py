@@ -19,6 +19,7 @@ SAMPLE_RATE = 16_000
 MIN_SECONDS = 0.1
 MAX_SECONDS = 30.0
 _SILENCE = 1e-5  # −100 dB of full scale
+_BLOCK = 2**20  # samples of all channels that are read at once
 
 
 @contextlib.contextmanager
@@ -81,15 +82,26 @@ def _read(open_: Callable, name: str) -> np.ndarray:
         with open_() as f:
             if f.samplerate <= 0:
                 raise UserError(f"{name} states a sample rate of {f.samplerate} Hz: it is damaged")
-            # an enormous header must not cost its size in memory
-            limit = int(f.samplerate * (MAX_SECONDS + 1))
-            wav = f.read(limit, dtype="float32", always_2d=True)
             rate = f.samplerate
+            wav = _first_channel(f, int(rate * (MAX_SECONDS + 1)))
     except (soundfile.LibsndfileError, RuntimeError, OSError) as e:
         # the whole message would name a place in memory
         why = getattr(e, "error_string", e)
         raise UserError(f"{name} cannot be read as audio: {why}") from e
     return prepare_audio(wav, rate, name=name)
+
+
+def _first_channel(sound, limit: int) -> np.ndarray:
+    """Up to `limit` samples; neither an enormous header nor many channels cost their memory."""
+    block = max(_BLOCK // sound.channels, 1)
+    parts = [np.zeros(0, np.float32)]
+    while limit > 0:
+        part = sound.read(min(block, limit), dtype="float32", always_2d=True)
+        if not len(part):
+            break
+        parts.append(part[:, 0].copy())
+        limit -= len(part)
+    return np.concatenate(parts)
 
 
 def any_audio(audio: Any, sample_rate: int = SAMPLE_RATE) -> np.ndarray:

@@ -12,6 +12,7 @@ from bagpiper_jax.errors import UserError
 from bagpiper_jax.preparation import command as preparing
 from bagpiper_jax.preparation.filters import commands as filtering
 from bagpiper_jax.preparation.inspect import commands as inspecting
+from bagpiper_jax.serving import command as serving
 from bagpiper_jax.simulation import commands as simulating
 
 # the clone that the package is run from, if it is run from one
@@ -123,6 +124,8 @@ def _parser() -> argparse.ArgumentParser:
         choices=("bits", "numbers"),
         help="read back, compare every bit, and run both sides, the source in PyTorch; or bits",
     )
+
+    serving.add_serve_parser(commands).set_defaults(command=serving.run)
 
     evaluate = commands.add_parser("evaluate", help="measure a checkpoint on held-out scenes")
     evaluate.set_defaults(command=_evaluate)

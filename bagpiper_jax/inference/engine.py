@@ -39,6 +39,7 @@ class _Branch:
     guide: int | None
     message: int = -1
     modality: str = ""
+    rows: int = 0
 
     @property
     def numbers(self) -> list[int]:
@@ -206,8 +207,10 @@ class Engine:
         return self.config.decoder.max_position_embeddings
 
     def _room(self, branch: _Branch) -> int:
-        """Positions that the context still has for a sequence."""
-        return self._context - int(self._batch.numbers.length[branch.number])
+        """Rows that an answer may still have: in the context, and of those asked for."""
+        room = self._context - int(self._batch.numbers.length[branch.number])
+        asked = branch.request.max_rows
+        return room if asked is None else min(room, asked - branch.rows)
 
     def _admit(self) -> None:
         """Requests that wait join the batch, in their order, as far as there is room."""
@@ -295,6 +298,7 @@ class Engine:
         events, finished = [], []
         counts = self._batch.numbers.step[used] - before
         for branch, count in zip(self._branches, counts, strict=True):
+            branch.rows += int(count)
             ended = int(self._batch.numbers.ended[branch.number])
             last = ended != steps.RUNNING and not self._goes_on(branch, ended)
             if last:

@@ -31,6 +31,63 @@ def split_plan(text: str) -> Plan:
     return Plan(plan.strip(), (before + after).strip())
 
 
+class PlanStream:
+    """A text that arrives in pieces → pieces of its plan and of its answer.
+
+    All pieces together are what `split_plan` makes of the whole text.
+    """
+
+    def __init__(self):
+        self._tag = _THINK  # what is looked for; "" once the plan is behind
+        self._held = ""  # what may be the beginning of it
+        self._plan, self._answer = _Stripped(), _Stripped()
+
+    def push(self, text: str) -> Plan:
+        """What a piece of the text adds."""
+        plan = answer = ""
+        text = self._held + text
+        while self._tag:
+            before, found, rest = text.partition(self._tag)
+            kept = 0 if found else _overlap(before, self._tag)
+            self._held = before[len(before) - kept :]
+            if self._tag == _THINK:
+                answer += before[: len(before) - kept]
+            else:
+                plan += before[: len(before) - kept]
+            if not found:
+                break
+            text, self._tag = rest, (_END if self._tag == _THINK else "")
+        else:
+            answer += text
+        return Plan(self._plan.push(plan), self._answer.push(answer))
+
+    def finish(self) -> Plan:
+        """What was held back."""
+        held, self._held = self._held, ""
+        if self._tag == _END:
+            return Plan(self._plan.push(held), "")
+        return Plan("", self._answer.push(held))
+
+
+class _Stripped:
+    """A text that arrives in pieces, without white space at its two ends."""
+
+    def __init__(self):
+        self._begun, self._spaces = False, ""
+
+    def push(self, piece: str) -> str:
+        piece = self._spaces + piece if self._begun else piece.lstrip()
+        kept = piece.rstrip()
+        self._spaces = piece[len(kept) :]
+        self._begun = self._begun or bool(kept)
+        return kept
+
+
+def _overlap(text: str, tag: str) -> int:
+    """How many characters at the end of a text begin a tag."""
+    return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)
+
+
 class Text(str):
     """The answer of a text message; `plan` is what the model thought before it."""
 

@@ -26,6 +26,7 @@ class Request:
         of the two at each message, and another message after `<|eot|>`, MAX_MESSAGES at most.
       seed: of the random numbers; the same request gives the same answer in any batch.
       hypotheses: answers, independent of each other.
+      max_rows: of one answer, all its messages together; None leaves it to `sampling`.
     """
 
     prompt: Example
@@ -33,6 +34,7 @@ class Request:
     modalities: tuple[str, ...] | None = None
     seed: int = 0
     hypotheses: int = 1
+    max_rows: int | None = None
 
     def __post_init__(self):
         plan = self.modalities
@@ -47,6 +49,8 @@ class Request:
             )
         if self.hypotheses < 1:
             raise UserError(f"{self.hypotheses} hypotheses: ask for 1 at least")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise UserError(f"an answer of {self.max_rows} rows: ask for 1 at least")
 
     @property
     def messages(self) -> int:
