@@ -18,6 +18,7 @@ import scipy.fft
 import scipy.sparse
 
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.modeling.codec import BlockStream, checked_codes
 
 SAMPLE_RATE = 16_000
 HOP = 320
@@ -117,9 +118,9 @@ def kmeans(
 
 
 def _neighbours(frames: np.ndarray) -> np.ndarray:
-    """Each frame with REACH before and after it; the ends repeat: [T, M] → [T, (2 REACH + 1) M]."""
-    padded = np.pad(frames, ((REACH, REACH), (0, 0)), mode="edge")
-    return np.concatenate([padded[i : i + len(frames)] for i in range(2 * REACH + 1)], axis=1)
+    """Each frame with REACH before and after it: [T + 2 REACH, M] → [T, (2 REACH + 1) M]."""
+    count = len(frames) - 2 * REACH
+    return np.concatenate([frames[i : i + count] for i in range(2 * REACH + 1)], axis=1)
 
 
 def _checked(wav: np.ndarray) -> np.ndarray:
@@ -233,7 +234,7 @@ class MelCodec:
         for clip in features:
             target = (clip - self.mean) / self.scale
             found = self._sum(self._quantize(target))
-            seen = _neighbours(found)
+            seen = _neighbours(np.pad(found, ((REACH, REACH), (0, 0)), mode="edge"))
             square += seen.T @ seen
             product += seen.T @ (target - found)
             frames += len(clip)
@@ -268,29 +269,55 @@ class MelCodec:
         K' ≤ K: leaving out the last streams gives a coarser spectrum, without the filter.
 
         Raises:
-            UserError: a wrong shape, or a code outside [0, codebook size).
+            UserError: a wrong shape or type, or a code outside [0, codebook size).
         """
-        codes = np.asarray(codes)
-        books, size, _ = self.books.shape
-        if codes.ndim != 2 or not 1 <= codes.shape[1] <= books:
-            raise UserError(f"codes must have shape [frames, 1..{books}], got {codes.shape}")
-        if not np.issubdtype(codes.dtype, np.integer):
-            raise UserError(f"codes must be integers, got {codes.dtype}")
-        if codes.size and not (0 <= codes.min() and codes.max() < size):
-            raise UserError(f"codes must lie in [0, {size}), got {codes.min()} to {codes.max()}")
-        normalised = self._sum(codes)
-        if self.filter is not None and len(codes) and codes.shape[1] == books:
+        codes = checked_codes(codes, self.codebook_sizes)
+        if not len(codes):
+            return np.zeros((0, MELS), np.float32)
+        ends = ((REACH, REACH), (0, 0))
+        return self._log_mel(np.pad(codes, ends, mode="edge"))
+
+    def _log_mel(self, codes: np.ndarray) -> np.ndarray:
+        """Codes with REACH frames before and after → log-mel: [T + 2 REACH, K'] → [T, 128]."""
+        found = self._sum(codes)
+        normalised = found[REACH:-REACH]
+        if self.filter is not None and codes.shape[1] == len(self.books):
             weights = self.filter.astype(np.float32).reshape(-1, MELS)
-            normalised += _neighbours(normalised) @ weights
+            normalised = normalised + _neighbours(found) @ weights
         return normalised * self.scale + self.mean
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Waveform of one clip: int [T, K'] → float32 [T * 320] in [-1, 1]; see `dequantize`."""
+        """Waveform of one clip: int [T, K'] → float32 [T * 320] in [-1, 1]; see `dequantize`.
+
+        It is what `stream` gives, pushed at once.
+        """
+        stream = self.stream()
+        return np.concatenate([stream.push(codes), stream.finish()])
+
+    def stream(self) -> BlockStream:
+        """A `codec.CodecStream`, whose samples are those of `decode` exactly.
+
+        The first sound comes with frame 10; later on, a sample waits for 13 frames at most.
+        """
         from bagpiper_jax.modeling import vocoder
 
-        # what lies under the floor is silence
-        mel = np.maximum(np.exp(self.dequantize(codes)) - self.floor, 0.0)
-        return vocoder.synthesize(mel, mel_filters(), n_fft=N_FFT, hop=HOP)
+        synthesis = vocoder.Synthesis(mel_filters(), n_fft=N_FFT, hop=HOP)
+        block = vocoder.BLOCK
+        around = np.arange(-REACH, block + REACH)
+
+        def step(frames: np.ndarray, at: int) -> np.ndarray:
+            count = min(max(len(frames) - at, 0), block)
+            if not count:
+                return synthesis.push(np.zeros((0, MELS), np.float32))
+            # beyond the message's ends, the frames there
+            found = self._log_mel(frames[np.clip(at + around, 0, len(frames) - 1)])
+            # what lies under the floor is silence
+            return synthesis.push(np.maximum(np.exp(found) - self.floor, 0.0)[:count])
+
+        def check(codes: np.ndarray) -> np.ndarray:
+            return checked_codes(codes, self.codebook_sizes)
+
+        return BlockStream(step, check, hop=HOP, block=block, reach=REACH)
 
     def save(self, path: str | Path) -> None:
         """Writes one `.npz` file; `load` gives back the same codec exactly."""

@@ -1,29 +1,26 @@
-"""From mel magnitudes to a waveform in JAX: non-negative mel inversion, then fast Griffin-Lim.
+"""From mel magnitudes to a waveform in JAX, block by block: non-negative mel inversion, then phases.
 
-Fast Griffin-Lim: Perraudin, Balazs and Søndergaard, "A fast Griffin-Lim algorithm", WASPAA 2013.
+Phases are found as in RTISI-LA, by iterations on a window of frames that moves a block at a time:
+what leaves it is final, what follows is fitted to it (Zhu, Beauregard and Wyse, "Real-time signal
+estimation from modified short-time Fourier transform magnitude spectra", 2007). The iterations are
+those of fast Griffin-Lim (Perraudin, Balazs and Søndergaard, "A fast Griffin-Lim algorithm",
+WASPAA 2013).
 Multiplicative updates: Lee and Seung, "Algorithms for non-negative matrix factorization", 2001.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-ITERATIONS = 48
+BLOCK = 4  # frames that become final at once
+LOOK_AHEAD = 6  # frames after them that are fitted along
+ITERATIONS = 32
 MOMENTUM = 0.99
 INVERSION_STEPS = 30
 HIGHEST = jax.lax.Precision.HIGHEST
-
-
-def bucket(frames: int) -> int:
-    """Length to pad to: 64, 96, 128, 192, 256, … so that few programs serve all lengths."""
-    size = 64
-    while size < frames:
-        if 3 * size // 2 >= frames:
-            return 3 * size // 2
-        size *= 2
-    return size
 
 
 def _overlap_add(segments_TxN: jax.Array, hop: int) -> jax.Array:
@@ -46,66 +43,115 @@ def _frames(signal: jax.Array, size: int, hop: int) -> jax.Array:
 
 def invert_mel(mel_TxM: jax.Array, filters_FxM: jax.Array) -> jax.Array:
     """Non-negative least squares for magnitudes [T, F] with magnitudes @ filters ≈ mel."""
-    target = jnp.matmul(mel_TxM, filters_FxM.T, precision=HIGHEST)
-    gram = jnp.matmul(filters_FxM, filters_FxM.T, precision=HIGHEST)
+    matmul = partial(jnp.matmul, precision=HIGHEST)
+    target = matmul(mel_TxM, filters_FxM.T)
 
     def step(_, magnitude):
-        return magnitude * target / (jnp.matmul(magnitude, gram, precision=HIGHEST) + 1e-12)
+        found = matmul(matmul(magnitude, filters_FxM), filters_FxM.T)
+        return magnitude * target / (found + 1e-12)
 
     return jax.lax.fori_loop(0, INVERSION_STEPS, step, target)
 
 
+class _State(NamedTuple):
+    """What one block leaves to the next: R samples of final frames, A = LOOK_AHEAD open frames."""
+
+    sound_R: jax.Array  # final windowed segments, summed, where they reach into open frames
+    weight_R: jax.Array  # their squared windows, summed
+    guess_AxF: jax.Array  # complex spectra
+    magnitude_AxF: jax.Array
+    valid_A: jax.Array  # whether the clip has this frame
+
+
 @partial(jax.jit, static_argnames=("n_fft", "hop"))
-def _synthesize(mel_TxM, frames, filters_FxM, *, n_fft: int, hop: int):
+def _step(state: _State, mel_BxM, valid_B, filters_FxM, *, n_fft: int, hop: int):
+    """Takes BLOCK more frames in; gives the state and the BLOCK * hop samples that became final."""
     window = jnp.asarray(0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(n_fft) / n_fft), jnp.float32)
-    valid_T = (jnp.arange(mel_TxM.shape[0]) < frames)[:, None]
-    magnitude = jnp.where(valid_T, invert_mel(mel_TxM, filters_FxM), 0.0)
-    # Padding frames count neither in the sum nor in its weight, so a clip sounds the same in any
-    # bucket.
-    weight = _overlap_add(jnp.where(valid_T, jnp.square(window), 0.0), hop)
+    entering = jnp.where(valid_B[:, None], invert_mel(mel_BxM, filters_FxM), 0.0)
+    magnitude = jnp.concatenate([state.magnitude_AxF, entering])
+    valid = jnp.concatenate([state.valid_A, valid_B])
+    # Frames that the clip does not have count neither in the sum nor in its weight.
+    squares = jnp.where(valid[:, None], jnp.square(window), 0.0)
+
+    def add(final_R, segments):
+        sums = _overlap_add(segments, hop)
+        return sums + jnp.pad(final_R, (0, len(sums) - len(final_R)))
+
+    weight = add(state.weight_R, squares)
     weight = jnp.where(weight > 1e-8, 1.0 / jnp.maximum(weight, 1e-8), 0.0)
 
-    def inverse(spectrum):
-        return _overlap_add(jnp.fft.irfft(spectrum, n_fft) * window, hop) * weight
+    def segments(spectrum):
+        return jnp.fft.irfft(spectrum, n_fft) * window
 
-    def forward(signal):
+    def rebuild(spectrum):
+        signal = add(state.sound_R, segments(spectrum)) * weight
         return jnp.fft.rfft(_frames(signal, n_fft, hop) * window)
 
     def with_magnitude(spectrum):
         return magnitude * spectrum / jnp.maximum(jnp.abs(spectrum), 1e-12)
 
-    def step(_, state):
-        guess, previous = state
-        rebuilt = forward(inverse(with_magnitude(guess)))
+    def iterate(_, carry):
+        guess, previous = carry
+        rebuilt = rebuild(with_magnitude(guess))
         return rebuilt + MOMENTUM * (rebuilt - previous), rebuilt
 
-    # Zero initial phase: a peak tracker or random phases ended at the same ViSQOL.
-    start = magnitude.astype(jnp.complex64)
-    guess, _ = jax.lax.fori_loop(0, ITERATIONS, step, (start, jnp.zeros_like(start)))
-    signal = inverse(with_magnitude(guess))
-    wanted = jnp.sum(jnp.where(valid_T, jnp.square(mel_TxM), 0.0))
-    got = jnp.matmul(
-        jnp.where(valid_T, jnp.abs(forward(signal)), 0.0), filters_FxM, precision=HIGHEST
+    # Entering frames take the phases of what is already there of them, zero where nothing is.
+    known = jnp.concatenate([state.guess_AxF, jnp.zeros(entering.shape, jnp.complex64)])
+    there = rebuild(with_magnitude(known))[LOOK_AHEAD:]
+    start = jnp.where(jnp.abs(there) > 1e-9, there, entering)
+    start = jnp.concatenate([state.guess_AxF, start])
+    guess, _ = jax.lax.fori_loop(0, ITERATIONS, iterate, (start, jnp.zeros_like(start)))
+
+    final = segments(with_magnitude(guess)[:BLOCK])
+    sound = add(state.sound_R, final)
+    reach = len(sound) - BLOCK * hop
+    state = _State(
+        sound[-reach:],
+        add(state.weight_R, squares[:BLOCK])[-reach:],
+        guess[BLOCK:],
+        magnitude[BLOCK:],
+        valid[BLOCK:],
     )
-    level = jnp.sqrt(wanted / jnp.maximum(jnp.sum(jnp.square(got)), 1e-12))
-    left = (n_fft - hop) // 2
-    signal = level * signal[left : left + mel_TxM.shape[0] * hop]
-    return jnp.clip(signal, -1.0, 1.0)
+    samples = (sound * weight[: len(sound)])[: BLOCK * hop]
+    return state, jnp.clip(samples, -1.0, 1.0)
 
 
-def synthesize(mel: np.ndarray, filters: np.ndarray, *, n_fft: int, hop: int) -> np.ndarray:
-    """Waveform whose mel magnitudes are as given; deterministic.
+class Synthesis:
+    """Synthesis of one clip whose mel magnitudes come BLOCK frames at a time; deterministic.
 
-    Args:
-        mel: float32 [T, M] mel magnitudes (not log), frame t centred on sample hop * t + hop / 2.
-        filters: float32 [n_fft // 2 + 1, M] mel filters.
-
-    Returns:
-        float32 [T * hop] in [-1, 1].
+    Samples lag LOOK_AHEAD frames and (n_fft - hop) / 2 samples behind the magnitudes.
     """
-    frames = len(mel)
-    if frames == 0:
-        return np.zeros(0, np.float32)
-    padded = np.pad(mel.astype(np.float32), ((0, bucket(frames) - frames), (0, 0)))
-    wav = _synthesize(padded, np.int32(frames), filters, n_fft=n_fft, hop=hop)
-    return np.asarray(wav)[: frames * hop]
+
+    def __init__(self, filters: np.ndarray, *, n_fft: int, hop: int):
+        """
+        Args:
+            filters: float32 [n_fft // 2 + 1, M] mel filters.
+            n_fft: samples of a frame's Hann window.
+            hop: samples; frame t is centred on sample hop * t + hop / 2.
+        """
+        self._sizes = {"n_fft": n_fft, "hop": hop}
+        self._filters = jnp.asarray(filters)
+        reach = (-(-n_fft // hop) - 1) * hop
+        spectra = (LOOK_AHEAD, n_fft // 2 + 1)
+        self._state = _State(
+            jnp.zeros(reach),
+            jnp.zeros(reach),
+            jnp.zeros(spectra, jnp.complex64),
+            jnp.zeros(spectra),
+            jnp.zeros(LOOK_AHEAD, bool),
+        )
+        self._early = LOOK_AHEAD * hop + (n_fft - hop) // 2  # samples still to come before the clip
+
+    def push(self, mel: np.ndarray) -> np.ndarray:
+        """The next mel magnitudes (not log) → the samples in [-1, 1] that became final, float32.
+
+        Args:
+            mel: float32 [BLOCK, M]; [n, M] with n < BLOCK at the clip's end, [0, M] after it.
+        """
+        padded = np.zeros((BLOCK, mel.shape[1]), np.float32)
+        padded[: len(mel)] = mel
+        valid = np.arange(BLOCK) < len(mel)
+        self._state, wav = _step(self._state, padded, valid, self._filters, **self._sizes)
+        early = min(self._early, len(wav))
+        self._early -= early
+        return np.asarray(wav)[early:]

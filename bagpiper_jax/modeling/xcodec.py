@@ -16,8 +16,12 @@ import numpy as np
 from flax import nnx
 
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.modeling.codec import BlockStream, checked_codes
 from bagpiper_jax.modeling.xcodec_model import XCodecConfig, XCodecModel
 
+# frames that a stream decodes at once, with the decoder's reach on either side: 8 of them cost as
+# much as 30, and their sound is ready 19 frames after they began
+_STREAM_BLOCK = 8
 _BUCKET = 50  # frames, one second: lengths are padded to multiples, so that few are compiled
 
 
@@ -93,19 +97,42 @@ class XCodec:
         return self._in_chunks(frames, self._context, code, 1)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """int [T, K'] of the first K' books → float32 [T · hop]."""
-        codes = np.asarray(codes, np.int32)
+        """int [T, K'] of the first K' books → float32 [T · hop].
+
+        Raises:
+          UserError: a wrong shape or type, or a code outside [0, codebook size).
+        """
+        codes = self._checked(codes)
         if not len(codes):
             return np.zeros(0, np.float32)
 
         def sound(start: int, stop: int) -> np.ndarray:
-            batch = np.zeros((1, _bucket(stop - start), codes.shape[1]), np.int32)
-            batch[0, : stop - start] = codes[start:stop]
-            wav = self._decode(self._state, batch, np.array([stop - start]))
-            return np.asarray(wav)[0, : (stop - start) * self.hop]
+            return self._sound(codes[start:stop], _bucket(stop - start))
 
-        wav = self._in_chunks(len(codes), decoder_reach(self.config), sound, self.hop)
-        return np.clip(wav, -1.0, 1.0)
+        return self._in_chunks(len(codes), decoder_reach(self.config), sound, self.hop)
+
+    def stream(self) -> BlockStream:
+        """A `codec.CodecStream`: sound is ready `decoder_reach` frames after its block of 8.
+
+        It gives the samples of `decode` but for the rounding of other shapes, some 1e-6.
+        """
+        block, reach = _STREAM_BLOCK, decoder_reach(self.config)
+
+        def step(frames: np.ndarray, at: int) -> np.ndarray:
+            wav = self._sound(frames, block + 2 * reach)
+            return wav[at * self.hop : (at + block) * self.hop]
+
+        return BlockStream(step, self._checked, hop=self.hop, block=block, reach=reach)
+
+    def _sound(self, codes: np.ndarray, size: int) -> np.ndarray:
+        """Samples of so many frames, padded to `size` of them: one compiled shape."""
+        batch = np.zeros((1, size, codes.shape[1]), np.int32)
+        batch[0, : len(codes)] = codes
+        wav = self._decode(self._state, batch, np.array([len(codes)]))
+        return np.clip(np.asarray(wav)[0, : len(codes) * self.hop], -1.0, 1.0)
+
+    def _checked(self, codes: np.ndarray) -> np.ndarray:
+        return checked_codes(codes, self.codebook_sizes)
 
     def _in_chunks(self, frames: int, context: int, call, scale: int) -> np.ndarray:
         """Joins what `call(start, stop)` gives for chunks, their context cut off again."""
