@@ -415,9 +415,7 @@ def test_int8_is_near(tiny_model, requests):
     # an engine of it answers, and reads less of the layers
     small = Engine(tiny_model, quantize="int8")
     (message,) = small.generate([requests[0]])[0][0]
-    assert (
-        len(message.rows) and small.row_bytes("text") < Engine(tiny_model).row_bytes("text")
-    )
+    assert len(message.rows) and small.row_bytes("text") < Engine(tiny_model).row_bytes("text")
 
 
 def test_quantisation_that_is_not_there_is_told(model, monkeypatch):

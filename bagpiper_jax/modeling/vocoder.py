@@ -1,4 +1,4 @@
-"""From mel magnitudes to a waveform in JAX, block by block: non-negative mel inversion, then phases.
+"""From mel magnitudes to a waveform in JAX, block by block: mel inversion, then phases.
 
 Phases are found as in RTISI-LA, by iterations on a window of frames that moves a block at a time:
 what leaves it is final, what follows is fitted to it (Zhu, Beauregard and Wyse, "Real-time signal
