@@ -145,7 +145,7 @@ class Clients:
 
 def percentiles(values: list[float]) -> str:
     """The median and the 95th percentile, in seconds."""
-    if len(values) < 2:
+    if not values:
         return "        –        –"
     return f"{statistics.median(values):9.2f} {np.percentile(values, 95):8.2f}"
 

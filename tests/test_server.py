@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 import time
+import tracemalloc
 import urllib.parse
 
 import numpy as np
@@ -19,6 +20,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bagpiper_jax.audio import decode_audio
 from bagpiper_jax.inference.pipeline import Pipeline
 from bagpiper_jax.inference.replies import PlanStream, split_plan
 from bagpiper_jax.inference.sampling import Sampling
@@ -239,7 +241,7 @@ def test_audio_whole_and_streamed(url):
     audio = [chunk.choices[0].delta.to_dict().get("audio") for chunk in stream]
     audio = [part for part in audio if part]
     assert len(audio) >= 2 and audio[0]["sample_rate"] == 16_000
-    assert len({part["id"] for part in audio}) == 1
+    assert len({part["id"] for part in audio}) == 1 and "expires_at" in audio[0]
     assert b"".join(base64.b64decode(part["data"]) for part in audio) == pcm.tobytes()
 
 
@@ -369,6 +371,17 @@ def test_ten_minutes_are_refused_without_reading_them(url):
     assert time.monotonic() - began < 10
 
 
+def test_channels_that_are_not_used_cost_no_memory():
+    data = wav_bytes(np.tile(noise(1.0)[:, None], 255))
+    tracemalloc.start()
+    try:
+        wav = decode_audio(data)
+        assert tracemalloc.get_traced_memory()[1] < 10e6  # all of them take 16 MB
+    finally:
+        tracemalloc.stop()
+    assert len(wav) == 16_000
+
+
 BAD_BODIES = {
     "Invalid JSON": b"{",
     "messages: Field required": {},
@@ -384,7 +397,7 @@ BAD_BODIES = {
     "temperature": {"temperature": -1},
     "top_p": {"top_p": 0},
     "n: ": {"n": 0},
-    "9 hypotheses take 9 sequences": {"n": 9},
+    "the answer takes 9 sequences": {"n": 9},
     "max_tokens": {"max_tokens": 0},
     "the format pcm16": {"stream": True, "modalities": ["audio"], "audio": {"format": "wav"}},
     "differ": {"modalities": ["audio"], "vllm_xargs": {"mode": "text"}},

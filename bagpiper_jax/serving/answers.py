@@ -97,12 +97,12 @@ class Reply:
             yield self._chunk(piece, {"reasoning_content": piece.plan})
         if piece.text:
             yield self._chunk(piece, {"content": piece.text})
-        if piece.modality == "audio":
+        first = piece.modality == "audio" and all(p.modality != "audio" for p in before)
+        if piece.pcm or first:
             audio = {"id": self._audio_id(piece.hypothesis), "data": _base64(piece.pcm)}
-            if all(p.modality != "audio" for p in before):
+            if first:
                 audio |= {"transcript": _text(before), "sample_rate": self._rate}
-            if piece.finish:
-                audio["expires_at"] = self._created
+                audio["expires_at"] = self._created  # it is not kept
             yield self._chunk(piece, {"audio": audio})
         if piece.finish:
             yield self._chunk(piece, {}, piece.finish)
