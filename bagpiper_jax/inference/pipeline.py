@@ -19,16 +19,13 @@ from bagpiper_jax.inference.engine import Engine
 from bagpiper_jax.inference.replies import Sound, Text
 from bagpiper_jax.inference.requests import Generated, Request
 from bagpiper_jax.inference.sampling import AUDIO, TEXT, Sampling
-from bagpiper_jax.inference.streaming import AnswerStream, Delta
+from bagpiper_jax.inference.streaming import STREAM_ROWS, AnswerStream, Delta
 from bagpiper_jax.loading import load
 from bagpiper_jax.log_mel import mel_windows
 from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.codec import Codec
 from bagpiper_jax.release import MINI, SAMPLING_FILE, load_assets
 from bagpiper_jax.tokenizer import Tokenizer
-
-# rows between two pieces of a stream: as many as the first frame of audio needs
-_STREAM_ROWS = 8
 
 
 class Pipeline:
@@ -196,7 +193,7 @@ class Pipeline:
         """
         request = self.request(messages, modalities, sampling, seed)
         answer = AnswerStream(self.config.vocab, self.tokenizer, self.codec)
-        with contextlib.closing(self.engine.stream(request, _STREAM_ROWS)) as events:
+        with contextlib.closing(self.engine.stream(request, STREAM_ROWS)) as events:
             for event in events:
                 yield answer.push(event)
 

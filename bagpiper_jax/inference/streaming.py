@@ -12,6 +12,9 @@ from bagpiper_jax.modeling.codec import Codec
 from bagpiper_jax.tokenizer import Tokenizer
 from bagpiper_jax.vocab import Vocabulary
 
+# rows between two pieces of a stream: as many as the first frame of audio needs
+STREAM_ROWS = 8
+
 
 @dataclasses.dataclass(frozen=True)
 class Delta:

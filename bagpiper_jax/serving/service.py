@@ -13,12 +13,11 @@ from bagpiper_jax.errors import UserError
 from bagpiper_jax.inference.engine import Engine
 from bagpiper_jax.inference.requests import Event, Request
 from bagpiper_jax.inference.steps import CHUNK
+from bagpiper_jax.inference.streaming import STREAM_ROWS
 from bagpiper_jax.serving.refusals import Refusal, failed, full, unavailable
 
 log = logging.getLogger(__name__)
 
-# rows between two pieces of a stream: as many as the first frame of audio needs
-_LIVE_ROWS = 8
 _CLOSING = "the server is shutting down"
 _DEAD = "the generation thread has ended: restart the server"
 
@@ -194,7 +193,7 @@ class Service:
     def _step(self) -> None:
         live = any(job.live for job in self._jobs.values())
         try:
-            events = self._engine.step(_LIVE_ROWS if live else CHUNK)
+            events = self._engine.step(STREAM_ROWS if live else CHUNK)
         except Exception as e:
             self._tell(f"the engine failed, and {len(self._jobs)} requests with it", e)
             self._refuse(failed)
