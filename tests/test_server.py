@@ -384,7 +384,7 @@ BAD_BODIES = {
     "temperature": {"temperature": -1},
     "top_p": {"top_p": 0},
     "n: ": {"n": 0},
-    "9 hypotheses take 9 sequences": {"n": 9},
+    "the answer takes 9 sequences": {"n": 9},
     "max_tokens": {"max_tokens": 0},
     "the format pcm16": {"stream": True, "modalities": ["audio"], "audio": {"format": "wav"}},
     "differ": {"modalities": ["audio"], "vllm_xargs": {"mode": "text"}},
