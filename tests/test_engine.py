@@ -360,8 +360,11 @@ def test_noise_of_a_candidate_does_not_depend_on_the_bound():
     logits = jax.random.normal(jax.random.key(0), (100, 3, 100))
     keys = jax.random.split(jax.random.key(1), 100)
     settings = [jnp.full(100, x) for x in (1.0, 20, 0.95)]
-    pick = jax.jit(choose, static_argnames="bound")
-    tokens = [np.asarray(pick(logits, keys, *settings, bound=b)) for b in (20, 64, 0)]
+    pick = jax.jit(choose, static_argnames=("bound", "nucleus"))
+    tokens = [
+        np.asarray(pick(logits, keys, *settings, bound=b, nucleus=n))
+        for b, n in ((20, False), (64, False), (0, True))
+    ]
     assert len(np.unique(tokens[0])) > 50
     for other in tokens[1:]:
         np.testing.assert_array_equal(other, tokens[0])
@@ -411,7 +414,7 @@ def test_int8_is_near(tiny_model, requests):
     error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
     assert 0 < error < 0.02, error
     attention = served.layers[0].self_attn
-    assert attention.q_proj.weight.dtype == jnp.int8 and attention.q_norm.weight.dtype != jnp.int8
+    assert attention.q_proj.kernel.dtype == jnp.int8 and attention.q_norm.weight.dtype != jnp.int8
     # an engine of it answers, and reads less of the layers
     small = Engine(tiny_model, quantize="int8")
     (message,) = small.generate([requests[0]])[0][0]

@@ -226,7 +226,7 @@ def test_choose_follows_the_distribution_and_top_k():
 
     def draw(temperature, top_k, top_p=1.0):
         settings = (jnp.full(draws, x) for x in (temperature, top_k, top_p))
-        return choose(jnp.tile(logits, (draws, 1)), keys, *settings, bound=8)
+        return choose(jnp.tile(logits, (draws, 1)), keys, *settings, bound=8, nucleus=top_p < 1)
 
     tokens = draw(1.0, 3)
     counts = np.bincount(tokens, minlength=4)

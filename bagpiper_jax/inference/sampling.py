@@ -75,7 +75,7 @@ def delay_mask(step, frames, streams: int, min_rows, max_rows) -> jax.Array:
     return jnp.stack([pad | (complete & ~first), code, end], axis=-1)
 
 
-def choose(logits, keys, temperature, top_k, top_p, *, bound: int) -> jax.Array:
+def choose(logits, keys, temperature, top_k, top_p, *, bound: int, nucleus: bool) -> jax.Array:
     """Top-k, then temperature, then top-p over the last axis; temperature 0 is greedy.
 
     Args:
@@ -83,6 +83,7 @@ def choose(logits, keys, temperature, top_k, top_p, *, bound: int) -> jax.Array:
       keys: of the random numbers, [B].
       temperature, top_k, top_p: [B]; see `Sampling`.
       bound: no row's `top_k` is larger; 0 where some row takes all.
+      nucleus: whether some row's `top_p` is under 1; the cumulative sums are costly on CPU.
 
     Returns:
       int32 [B, ...].
@@ -93,9 +94,10 @@ def choose(logits, keys, temperature, top_k, top_p, *, bound: int) -> jax.Array:
     rank = jnp.arange(values.shape[-1])
     scaled = values / jnp.maximum(rows(temperature), 1e-6)
     scaled = jnp.where((rank < rows(top_k)) | (rows(top_k) == 0), scaled, -jnp.inf)
-    chances = jax.nn.softmax(scaled, axis=-1)
-    before = jnp.cumsum(chances, axis=-1) - chances
-    scaled = jnp.where((before < rows(top_p)) | (rank == 0), scaled, -jnp.inf)
+    if nucleus:
+        chances = jax.nn.softmax(scaled, axis=-1)
+        before = jnp.cumsum(chances, axis=-1) - chances
+        scaled = jnp.where((before < rows(top_p)) | (rank == 0), scaled, -jnp.inf)
     # ranks first: a candidate's noise is the same whatever the bound
     shape = (scaled.shape[-1], *scaled.shape[1:-1])
     noise = jnp.moveaxis(jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys), 1, -1)

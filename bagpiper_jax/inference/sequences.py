@@ -52,7 +52,9 @@ class Sequences:
             return jax.jit(run, donate_argnums=(1,) if donate else (), **options)
 
         self._extend = program(steps.extend)
-        self._generate = program(steps.generate_rows, static_argnames=("kinds", "guided", "bound"))
+        self._generate = program(
+            steps.generate_rows, static_argnames=("kinds", "guided", "bound", "nucleus")
+        )
         self._make_blank = program(steps.blank, donate=False, static_argnums=(1, 2))
         self._put_blank = jax.jit(steps.put_blank, donate_argnums=(0,))
         self._copy = jax.jit(steps.copy, donate_argnums=(0,))
@@ -183,6 +185,7 @@ class Sequences:
             kinds=frozenset(before.kind[used].tolist()),
             guided=bool((before.guide != np.arange(len(self))).any()),
             bound=bucket(int(top_k.max()), _TOP_K) if top_k.min() else 0,
+            nucleus=bool((before.top_p[used] < 1).any()),
         )
         changed, out = jax.device_get((changed, out))
         self.numbers = before._replace(**{name: np.array(x) for name, x in changed.items()})
@@ -197,7 +200,7 @@ class Sequences:
 
     @property
     def _slots(self) -> int:
-        return self._caches.layers[0].k.shape[2]
+        return self._caches.layers[0].slots
 
     def _set(self, number: int, **values) -> None:
         for name, value in values.items():

@@ -1,8 +1,7 @@
 """A Bagpiper laid out for generation: what is read once a row lies as it is read.
 
 Differences from the training layout, none of which changes a value: layers one by one in place of
-stacked (a scan would copy every weight at every row), weights [out, in] and first in their product
-(2 to 14 times the bandwidth on CPU, nothing elsewhere), tables cut between text and codec ids, and
+stacked (a scan would copy every weight at every row), tables cut between text and codec ids, and
 the streams' offsets W·s_k computed once.
 """
 
@@ -19,24 +18,18 @@ from bagpiper_jax.modeling.qwen3 import LayerCache, rope
 QUANTIZED = ("int8",)
 
 
-class Linear(nnx.Module):
-    """x Wᵀ with W [out, in], of the computation's type or int8 with one scale per output."""
+class QuantizedLinear(nnx.Module):
+    """x W with W [in, out] in int8 and one scale per output."""
 
-    def __init__(self, weight: jax.Array, quantize: str | None):
-        self.in_features = weight.shape[1]
-        scale = None
-        if quantize is not None:
-            quantized = _qwix().quantize(weight, quantize, channelwise_axes=(0,))
-            weight, scale = quantized.qvalue, nnx.Param(quantized.scale[:, 0])
-        self.weight = nnx.Param(weight)
-        self.scale = scale
+    def __init__(self, kernel: jax.Array, quantize: str):
+        """Raises UserError where qwix is not installed."""
+        self.in_features = kernel.shape[0]
+        quantized = _qwix().quantize(kernel, quantize, channelwise_axes=(1,))
+        self.kernel, self.scale = nnx.Param(quantized.qvalue), nnx.Param(quantized.scale[0])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[n, in] → [n, out]."""
-        y = jnp.einsum("fd,nd->fn", self.weight[...].astype(x.dtype), x)
-        if self.scale is not None:
-            y = y * self.scale[...][:, None].astype(x.dtype)
-        return y.T
+        return (x @ self.kernel[...].astype(x.dtype)) * self.scale[...].astype(x.dtype)
 
 
 class ServedModel(nnx.Module):
@@ -152,9 +145,9 @@ def _layers(model: Bagpiper, quantize: str | None) -> list[nnx.Module]:
     for i in range(model.config.decoder.num_hidden_layers):
         one = jax.tree.map(lambda w, i=i: w[i].astype(model.dtype), stacked)
         layer = nnx.merge(graph, one)
-        for part in (layer.self_attn, layer.mlp):
+        for part in (layer.self_attn, layer.mlp) if quantize else ():
             for name, child in list(vars(part).items()):
                 if isinstance(child, nnx.Linear):
-                    setattr(part, name, Linear(child.kernel[...].T, quantize))
+                    setattr(part, name, QuantizedLinear(child.kernel[...], quantize))
         layers.append(layer)
     return layers

@@ -28,7 +28,7 @@ class Caches(NamedTuple):
     """What stays on the device: R sequences with S slots.
 
     Attributes:
-      layers: keys and values of each layer, [R, G, S, H].
+      layers: keys and values of each layer.
       hidden: [R, D]; of the last position, which predicts the next row.
     """
 
@@ -136,12 +136,7 @@ def blank(model: ServedModel, rows: int, slots: int) -> Caches:
 
 def put_blank(caches: Caches, blank: Caches, row, length) -> Caches:
     """The first `length` positions of `blank` as the context of a sequence."""
-
-    def put(old, new):
-        span = min(old.shape[2], new.shape[2])
-        return old.at[row, :, :span].set(new[0, :, :span])
-
-    layers = jax.tree.map(put, caches.layers, blank.layers)
+    layers = [old.put(row, new) for old, new in zip(caches.layers, blank.layers, strict=True)]
     return Caches(layers, caches.hidden.at[row].set(blank.hidden[length - 1]))
 
 
@@ -152,12 +147,7 @@ def copy(caches: Caches, source, target) -> Caches:
 
 def resize(caches: Caches, rows, slots: int) -> Caches:
     """Sequences `rows`, int [R'], in this order, with another number of slots."""
-
-    def change(x):
-        x = x[rows][:, :, :slots]
-        return jnp.pad(x, ((0, 0), (0, 0), (0, slots - x.shape[2]), (0, 0)))
-
-    return Caches(jax.tree.map(change, caches.layers), caches.hidden[rows])
+    return Caches([c.resized(rows, slots) for c in caches.layers], caches.hidden[rows])
 
 
 def generate_rows(
@@ -170,6 +160,7 @@ def generate_rows(
     kinds: frozenset[int],
     guided: bool,
     bound: int,
+    nucleus: bool,
 ):
     """Up to `limit` rows of every running sequence.
 
@@ -178,7 +169,7 @@ def generate_rows(
       pause: bool; whether to return as soon as one message has ended.
       kinds: of the messages that run.
       guided: whether some sequence has a guide.
-      bound: see `choose`.
+      bound, nucleus: see `choose`.
 
     Returns:
       (caches, the numbers that have changed by name, rows int32 [CHUNK, R, K]: a sequence's own
@@ -189,7 +180,7 @@ def generate_rows(
     ends = jnp.array([vocab_lib.EOS, vocab_lib.EOT])
     s = jax.tree.map(jnp.asarray, numbers)
     leads = (s.leader == jnp.arange(len(s.leader))) & (s.kind != IDLE)
-    settings = s.temperature, s.top_k, s.top_p
+    settings, limits = (s.temperature, s.top_k, s.top_p), {"bound": bound, "nucleus": nucleus}
 
     def mixed(logits):
         if not guided:
@@ -202,7 +193,7 @@ def generate_rows(
         stops = jnp.isin(ids, ends)
         allowed = (ids >= vocab.text_start) | (stops & (step[:, None] >= s.min_rows[:, None]))
         logits = jnp.where(allowed, mixed(model.text_logits(hidden)), -jnp.inf)
-        token = choose(logits, keys, *settings, bound=bound)
+        token = choose(logits, keys, *settings, **limits)
         rows = jnp.zeros((len(token), streams), jnp.int32).at[:, 0].set(token)
         return rows, jnp.where(jnp.isin(token, ends), token, RUNNING)
 
@@ -214,7 +205,7 @@ def generate_rows(
         allowed = delay_mask(step, frames, streams, s.min_rows, s.max_rows)
         kinds_of = np.repeat([0, 1, 2], [1, size - 1, 2])
         index = choose(
-            jnp.where(allowed[..., kinds_of], logits, -jnp.inf), keys, *settings, bound=bound
+            jnp.where(allowed[..., kinds_of], logits, -jnp.inf), keys, *settings, **limits
         )
         first = index[:, 0]
         settles = (frames < 0) & ((first == 0) | (first >= size))

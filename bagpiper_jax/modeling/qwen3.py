@@ -10,7 +10,7 @@ from flax import nnx
 
 from bagpiper_jax.modeling import layers as layers_lib
 from bagpiper_jax.modeling.config import DecoderConfig
-from bagpiper_jax.ops.attention import attend_heads
+from bagpiper_jax.ops.attention import cached_attention
 from bagpiper_jax.ops.flash_attention import causal_attention
 from bagpiper_jax.sharding import constrain
 
@@ -18,10 +18,11 @@ _INIT = nnx.initializers.normal(0.02)
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer, rows of sequences and slots for their positions.
+    """Keys and values of one layer: R sequences with S slots for their positions.
 
     Attributes:
-      k, v: [R, G, S, H].
+      k: [R, G, H, S].
+      v: [R, G, S, H].
     """
 
     k: jax.Array
@@ -29,14 +30,39 @@ class LayerCache(NamedTuple):
 
     @classmethod
     def empty(cls, config: DecoderConfig, rows: int, slots: int, dtype) -> LayerCache:
-        shape = (rows, config.num_key_value_heads, slots, config.head_dim)
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        groups, dim = config.num_key_value_heads, config.head_dim
+        k, v = (rows, groups, dim, slots), (rows, groups, slots, dim)
+        return cls(jnp.zeros(k, dtype), jnp.zeros(v, dtype))
+
+    @property
+    def slots(self) -> int:
+        return self.v.shape[2]
 
     def write(self, k, v, starts) -> LayerCache:
         """With new keys and values [R, T, G, H] in slots from `starts`, int [R]."""
-        put = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, 1))
-        new = (x.swapaxes(1, 2).astype(self.k.dtype) for x in (k, v))
-        return LayerCache(*(put(old, x, starts) for old, x in zip(self, new, strict=True)))
+
+        def put(old, new, axis):
+            place = jax.lax.dynamic_update_slice_in_dim
+            return jax.vmap(lambda old, new, at: place(old, new, at, axis))(old, new, starts)
+
+        k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+        return LayerCache(
+            put(self.k, k.astype(self.k.dtype), 2), put(self.v, v.astype(self.v.dtype), 1)
+        )
+
+    def resized(self, rows, slots: int) -> LayerCache:
+        """Sequences `rows`, int [R'], in this order, with another number of slots."""
+        k, v = self.k[rows][..., :slots], self.v[rows][:, :, :slots]
+        pad = lambda x, axis: [(0, slots - x.shape[axis] if i == axis else 0) for i in range(4)]  # noqa: E731
+        return LayerCache(jnp.pad(k, pad(k, 3)), jnp.pad(v, pad(v, 2)))
+
+    def put(self, row, other: LayerCache) -> LayerCache:
+        """With the first sequence of another cache, as far as there are slots for it."""
+        n = min(self.slots, other.slots)
+        return LayerCache(
+            self.k.at[row, :, :, :n].set(other.k[0, :, :, :n]),
+            self.v.at[row, :, :n].set(other.v[0, :, :n]),
+        )
 
 
 def rope(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
@@ -111,8 +137,8 @@ class Attention(nnx.Module):
         q, k, v = self._heads(x, rotation)
         cache = cache.write(k, v, starts)
         own = starts[:, None] + jnp.arange(x.shape[1])
-        mask = jnp.arange(cache.k.shape[2]) <= own[..., None]
-        return self._output(attend_heads(q, *cache, mask[:, None]), x), cache
+        mask = jnp.arange(cache.slots) <= own[..., None]
+        return self._output(cached_attention(q, *cache, mask[:, None]), x), cache
 
 
 class MLP(nnx.Module):

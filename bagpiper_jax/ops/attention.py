@@ -47,19 +47,34 @@ def attention(q, k, v, mask) -> jax.Array:
       [B, T, N, H] in the dtype of q.
     """
     # [B, heads, length, H] keeps each matmul contiguous: measurably faster on CPU
-    return attend_heads(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), mask)
-
-
-def attend_heads(q, k, v, mask) -> jax.Array:
-    """`attention` with keys and values [B, G, S, H], as a cache keeps them."""
-    batch, length, heads, dim = q.shape
-    groups = k.shape[1]
-    q = q.transpose(0, 2, 1, 3).reshape(batch, groups, heads // groups, length, dim)
+    q, k, v = _grouped(q, k.shape[2]), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     scores = jnp.einsum("bgnth,bgsh->bgnts", q, k, preferred_element_type=jnp.float32)
+    return _weighed(scores, q.shape[-1], v, mask)
+
+
+def cached_attention(q, k, v, mask) -> jax.Array:
+    """`attention` with keys [B, G, H, S] and values [B, G, S, H], as a cache keeps them.
+
+    With keys so, the scores of a few queries take a third of the time on CPU.
+    """
+    q = _grouped(q, k.shape[1])
+    scores = jnp.einsum("bgnth,bghs->bgnts", q, k, preferred_element_type=jnp.float32)
+    return _weighed(scores, q.shape[-1], v, mask)
+
+
+def _grouped(q, groups: int) -> jax.Array:
+    """[B, T, N, H] → [B, G, N / G, T, H]."""
+    batch, length, heads, dim = q.shape
+    return q.transpose(0, 2, 1, 3).reshape(batch, groups, heads // groups, length, dim)
+
+
+def _weighed(scores, dim: int, v, mask) -> jax.Array:
+    """Sums of the values [B, T, N, H] by the softmax of scores [B, G, N / G, T, S]."""
     scores = jnp.where(mask[:, None], scores * dim**-0.5, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     out = jnp.einsum("bgnts,bgsh->bgnth", weights, v)
-    return out.reshape(batch, heads, length, dim).transpose(0, 2, 1, 3)
+    batch, _, _, length, dim = out.shape
+    return out.reshape(batch, -1, length, dim).transpose(0, 2, 1, 3)
 
 
 def causal_attention(q, k, v, segment_ids, *, block: int | None = None) -> jax.Array:
