@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 # The locks are complete, so nothing is resolved here: --no-deps installs exactly what they name.
 INSTALL := $(PIP) install --no-deps
 LOCK := $(BIN)/uv pip compile setup.py - --universal --python-version 3.11 --fork-strategy fewest \
-  --extra train --extra data --extra eval --extra filters --extra simulate --extra dev \
+  --extra train --extra data --extra eval --extra filters --extra simulate --extra serve --extra dev \
   --no-emit-package libsvm-official --no-annotate \
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 SOURCES := $(wildcard bagpiper_jax experiments data tests benchmarks setup.py)
@@ -25,7 +25,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.installed  ## short training, then a report of the committed checkpoint in runs/demo
-	$(BIN)/bagpiper demo --out $(OUT)
+	$(BIN)/bagpiper report --out $(OUT)
 
 test: $(VENV)/.installed  ## the tests, without the slow ones
 	$(BIN)/pytest -q -n $(JOBS) -m "not slow" tests $(PYTEST_ARGS)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,7 @@ SAMPLE_RATE = 16_000
 MIN_SECONDS = 0.1
 MAX_SECONDS = 30.0
 _SILENCE = 1e-5  # −100 dB of full scale
+_BLOCK = 2**20  # samples of all channels that are read at once
 
 
 @contextlib.contextmanager
@@ -52,23 +55,72 @@ def load_audio(path: str | os.PathLike) -> np.ndarray:
     Raises:
       UserError: missing, empty, corrupt, silent, too short or too long audio.
     """
-    import soundfile
-
     if not os.path.isfile(path):
         raise UserError(f"there is no audio file {path}")
     if os.path.getsize(path) == 0:
         raise UserError(f"{path} is empty: give a recording")
+    return _read(lambda: open_sound(path), str(path))
+
+
+def decode_audio(data: bytes, name: str = "the clip") -> np.ndarray:
+    """`load_audio` of a file's bytes.
+
+    Raises:
+      UserError: empty, corrupt, silent, too short or too long audio.
+    """
+    import soundfile
+
+    if not data:
+        raise UserError(f"{name} is empty: give a recording")
+    return _read(lambda: soundfile.SoundFile(io.BytesIO(data)), name)
+
+
+def _read(open_: Callable, name: str) -> np.ndarray:
+    import soundfile
+
     try:
-        with open_sound(path) as f:
+        with open_() as f:
             if f.samplerate <= 0:
-                raise UserError(f"{path} states a sample rate of {f.samplerate} Hz: it is damaged")
-            # an enormous header must not cost its size in memory
-            limit = int(f.samplerate * (MAX_SECONDS + 1))
-            wav = f.read(limit, dtype="float32", always_2d=True)
+                raise UserError(f"{name} states a sample rate of {f.samplerate} Hz: it is damaged")
             rate = f.samplerate
+            wav = _first_channel(f, int(rate * (MAX_SECONDS + 1)))
     except (soundfile.LibsndfileError, RuntimeError, OSError) as e:
-        raise UserError(f"{path} cannot be read as audio: {e}") from e
-    return prepare_audio(wav, rate, name=str(path))
+        # the whole message would name a place in memory
+        why = getattr(e, "error_string", e)
+        raise UserError(f"{name} cannot be read as audio: {why}") from e
+    return prepare_audio(wav, rate, name=name)
+
+
+def _first_channel(sound, limit: int) -> np.ndarray:
+    """Up to `limit` samples; neither an enormous header nor many channels cost their memory."""
+    block = max(_BLOCK // sound.channels, 1)
+    parts = [np.zeros(0, np.float32)]
+    while limit > 0:
+        part = sound.read(min(block, limit), dtype="float32", always_2d=True)
+        if not len(part):
+            break
+        parts.append(part[:, 0].copy())
+        limit -= len(part)
+    return np.concatenate(parts)
+
+
+def any_audio(audio: Any, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """A clip in any form → float32 [S] at 16 kHz.
+
+    Args:
+      audio: a path, a file's bytes, an array [S] or [S, channels], or a pair (array, rate).
+      sample_rate: of an array without its rate, in Hz.
+
+    Raises:
+      UserError: see `load_audio` and `prepare_audio`.
+    """
+    if isinstance(audio, str | os.PathLike):
+        return load_audio(audio)
+    if isinstance(audio, bytes | bytearray):
+        return decode_audio(bytes(audio))
+    if isinstance(audio, tuple):
+        audio, sample_rate = audio
+    return prepare_audio(audio, sample_rate)
 
 
 def prepare_audio(wav: np.ndarray, sample_rate: int, *, name: str = "the clip") -> np.ndarray:

@@ -12,6 +12,7 @@ from bagpiper_jax.errors import UserError
 from bagpiper_jax.preparation import command as preparing
 from bagpiper_jax.preparation.filters import commands as filtering
 from bagpiper_jax.preparation.inspect import commands as inspecting
+from bagpiper_jax.serving import command as serving
 from bagpiper_jax.simulation import commands as simulating
 
 # the clone that the package is run from, if it is run from one
@@ -124,6 +125,8 @@ def _parser() -> argparse.ArgumentParser:
         help="read back, compare every bit, and run both sides, the source in PyTorch; or bits",
     )
 
+    serving.add_serve_parser(commands).set_defaults(command=serving.run)
+
     evaluate = commands.add_parser("evaluate", help="measure a checkpoint on held-out scenes")
     evaluate.set_defaults(command=_evaluate)
     evaluate.add_argument("--checkpoint", help="release or workdir (default: embedded mini model)")
@@ -148,9 +151,15 @@ def _parser() -> argparse.ArgumentParser:
         help="first choose the audio sampling on the development split, kept beside the weights",
     )
 
-    demo = commands.add_parser("demo", help="short training, then a report of the mini model")
+    report = commands.add_parser("report", help="short training, then a report of the mini model")
+    report.set_defaults(command=_report)
+    report.add_argument("--out", default="runs/demo", help="where the report goes")
+
+    demo = commands.add_parser("demo", help="a page to describe, edit and render clips on")
     demo.set_defaults(command=_demo)
-    demo.add_argument("--out", default="runs/demo", help="where the report goes")
+    demo.add_argument("--checkpoint", help="release or workdir (default: embedded mini model)")
+    demo.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    demo.add_argument("--port", type=int, default=7860, help="0 takes a free one (%(default)s)")
     return parser
 
 
@@ -318,13 +327,24 @@ def _evaluate(args) -> None:
     print("\n".join(figures_of(results)))
 
 
-def _demo(args) -> None:
+def _report(args) -> None:
     try:
         from bagpiper_jax.evaluation.demo import run_demo
     except ImportError as e:
         raise UserError(f"it needs: pip install 'bagpiper_jax[train,eval]' ({e})") from e
 
     run_demo(args.out)
+
+
+def _demo(args) -> None:
+    try:
+        from bagpiper_jax.serving.page import serve
+    except ImportError as e:
+        raise UserError(f"the page needs: pip install 'bagpiper_jax[page]' ({e})") from e
+    from bagpiper_jax.release import MINI
+
+    corpus = os.path.join(_CLONE, "data", "mini")
+    serve(args.checkpoint or MINI, corpus, args.host, args.port)
 
 
 if __name__ == "__main__":

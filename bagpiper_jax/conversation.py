@@ -155,15 +155,6 @@ def encode_prompt(messages: Sequence[Message], vocab: Vocabulary, tokenizer: Tok
     )
 
 
-def extend_prompt(prompt: Example, modality: str, rows: np.ndarray) -> Example:
-    """Rows that come before a further answer: those of the last one as generated, `<|eot|>`."""
-    streams = prompt.tokens.shape[1]
-    marker = _stream0([vocab_lib.MODALITIES[modality]], streams)
-    tail = _stream0([vocab_lib.EOT, vocab_lib.ROLES["assistant"]], streams)
-    tokens = np.concatenate([prompt.tokens, marker, rows, tail])
-    return dataclasses.replace(prompt, tokens=tokens, loss_mask=np.zeros(tokens.shape, bool))
-
-
 def _stream0(ids, streams: int) -> np.ndarray:
     """Ids in stream 0, zeros elsewhere, int32 [n, K]."""
     rows = np.zeros((len(ids), streams), np.int32)

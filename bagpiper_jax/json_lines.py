@@ -53,6 +53,11 @@ def _line(number: int, data: bytes, seen: set[str]) -> Line:
         return Line(number, None, f"no JSON: {e}")
     if not isinstance(row, dict):
         return Line(number, None, "no JSON object")
+    if rb"\ud" in data.lower():  # an escaped surrogate; half a pair has no UTF-8
+        try:
+            dump(row).encode()
+        except UnicodeEncodeError:
+            return Line(number, None, "half of a surrogate pair, which is no character")
     name = row.get("id")
     if not isinstance(name, str) or not name:
         return Line(number, None, "no id: every row needs a text of its own there")

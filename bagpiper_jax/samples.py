@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+from flax import nnx
 
 from bagpiper_jax.inference.pipeline import Pipeline
 from bagpiper_jax.inference.sampling import Sampling
@@ -27,12 +28,16 @@ class SceneSamples:
         self._pipeline: Pipeline | None = None
 
     def __call__(self, model: Bagpiper, params, assets: Assets, log: MetricsLog, step: int) -> None:
-        if self._pipeline is None:
-            self._pipeline = Pipeline(model, assets.tokenizer, assets.codec)
         # the training step donates its buffers: generation must read a copy, on one device
         device = jax.local_devices()[0]
         copies = jax.tree.map(lambda x: jax.device_put(x.copy(), device), params)
-        self._pipeline.replace_weights(copies)
+        if self._pipeline is None:
+            graph, state = nnx.split(model)  # of shapes alone
+            nnx.replace_by_pure_dict(state, copies)
+            whole = nnx.merge(graph, state)
+            self._pipeline = Pipeline(whole, assets.tokenizer, assets.codec)
+        else:
+            self._pipeline.replace_weights(copies)
         captions = self._pipeline.describe_batch(self._wavs, sampling=_TEXT)
         for i, (scene, caption) in enumerate(zip(self._scenes, captions, strict=True)):
             log.text(f"caption/{i}", f"{caption}  (truth: {scene.caption})", step)

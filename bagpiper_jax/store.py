@@ -57,6 +57,7 @@ class Checkpoints:
         self._directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
         self._failed = False
         self._hosts = hosts
+        self._timeout = timeout
         _silence_doubles()
         kept = [ocp.checkpoint_managers.LatestN(keep)]
         if keep_every:
@@ -101,7 +102,13 @@ class Checkpoints:
             optimizer=ocp.args.StandardSave(optimizer),
             input=ocp.args.JsonSave(position),
         )
-        self._guard(lambda: self._manager.save(step, args=items, force=True))
+
+        def start():
+            if len(self._hosts) > 1:  # Orbax's own wait has another, fixed time
+                wait_for_all(f"save of step {step}", self._timeout)
+            self._manager.save(step, args=items, force=True)
+
+        self._guard(start)
 
     def check(self) -> None:
         """Tells of a save that failed behind the training's back.

@@ -78,7 +78,7 @@ def main() -> None:
     x = jnp.ones((args.batch, args.length, config.decoder.hidden_size))
     parts = {
         "encoder": grad(lambda m: (m.encode_audio(batch.mel, batch.mel_frames) ** 2).sum()),
-        "decoder": grad(lambda m: (m.decode(x, batch.positions, batch.segment_ids)[0] ** 2).sum()),
+        "decoder": grad(lambda m: (m.decode(x, batch.positions, batch.segment_ids) ** 2).sum()),
         "whole loss": grad(lambda m: m.loss(batch)[0]),
     }
     side = 2048

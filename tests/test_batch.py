@@ -50,7 +50,7 @@ def hidden(tiny_model):
     def run(batch):
         features = tiny_model.encode_audio(batch.mel, batch.mel_frames)
         x = tiny_model.embed(batch.tokens, batch.audio_index, features)
-        return tiny_model.decode(x, batch.positions, batch.segment_ids)[0]
+        return tiny_model.decode(x, batch.positions, batch.segment_ids)
 
     return lambda *rows: np.asarray(run(stack_rows(rows)))
 

@@ -1,6 +1,7 @@
 """The command on bad input: one clear line, exit code 2, no traceback, nothing half-written."""
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -145,3 +146,17 @@ def test_train_names_a_wrong_key_and_a_wrong_workdir(capsys, tmp_path):
     occupied.write_text("not a directory")
     argv[-1] = str(occupied)
     assert "cannot make the directory" in fails(capsys, *argv)
+
+
+def test_the_page_names_its_extra_where_gradio_is_missing(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "bagpiper_jax.serving.page", raising=False)
+    assert "bagpiper_jax[page]" in fails(capsys, "demo")
+
+
+def test_report_is_the_demonstration_of_make_demo(monkeypatch):
+    demo = pytest.importorskip("bagpiper_jax.evaluation.demo")
+    where = []
+    monkeypatch.setattr(demo, "run_demo", where.append)
+    assert main(["report"]) == 0 and main(["report", "--out", "elsewhere"]) == 0
+    assert where == ["runs/demo", "elsewhere"]

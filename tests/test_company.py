@@ -143,7 +143,7 @@ def test_hidden_states(tiny_model, tiny_config, lengths, front, order):
 
 @nnx.jit
 def _run(model, tokens, positions, segments):
-    return model.decode(model.embed(tokens), positions, segments)[0]
+    return model.decode(model.embed(tokens), positions, segments)
 
 
 def _decode(*args):

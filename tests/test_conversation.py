@@ -17,7 +17,6 @@ from bagpiper_jax.conversation import (
     drop_condition,
     encode_conversation,
     encode_prompt,
-    extend_prompt,
 )
 from bagpiper_jax.log_mel import NUM_MELS, MelWindows
 from bagpiper_jax.vocab import Vocabulary
@@ -188,18 +187,6 @@ def test_prompt_is_the_start_of_the_training_rows(letters, messages):
     prompt = encode_prompt(messages, VOCAB, letters)
     whole = encode_conversation([*messages, answer("q")], VOCAB, letters)
     assert prompt.tokens.tolist() == whole.tokens[: len(prompt)].tolist()
-
-
-@pytest.mark.parametrize("reply", ["text", "audio"])
-def test_prompt_goes_on_with_the_rows_of_an_answer(letters, reply):
-    question = Message("user", "text", "hi")
-    content, rows = "abc", np.zeros((3, 3), np.int32)
-    rows[:, 0] = VOCAB.text_to_tokens(letters.encode(content))
-    if reply == "audio":
-        content, rows = CODES, VOCAB.interleave(CODES)
-    whole = encode_prompt([question, Message("assistant", reply, content)], VOCAB, letters)
-    prompt = extend_prompt(encode_prompt([question], VOCAB, letters), reply, rows)
-    assert prompt.tokens.tolist() == whole.tokens.tolist() and not prompt.loss_mask.any()
 
 
 @given(messages=conversations, region=st.sampled_from(["assistant", "all"]))

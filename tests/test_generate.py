@@ -1,7 +1,6 @@
 """Generation with the KV cache against a plain loop that runs the whole sequence at every row."""
 
 import dataclasses
-import functools
 
 import hypothesis
 import jax
@@ -9,66 +8,51 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from generation import clear_model, prompts
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bagpiper_jax import vocab as vocab_lib
-from bagpiper_jax.conversation import Message, encode_prompt
 from bagpiper_jax.errors import UserError
-from bagpiper_jax.inference.generate import Generator
+from bagpiper_jax.inference.engine import Engine
+from bagpiper_jax.inference.requests import Request
 from bagpiper_jax.inference.sampling import Sampling, choose, delay_mask
 from bagpiper_jax.input_pipeline.batch import pack_row, stack_rows
-from bagpiper_jax.log_mel import mel_windows
-from bagpiper_jax.modeling.config import get_config
 
 ROWS, WINDOWS = 80, 8  # of the plain loop's batch: every prompt here and its answer fit
 
 
-class Bytes:
-    """A tokenizer of UTF-8 bytes."""
-
-    vocab_size = 320
-
-    def encode(self, text):
-        return list(text.encode())
-
-    def decode(self, ids):
-        return bytes(i for i in ids if i < 256).decode(errors="replace")
+@pytest.fixture(scope="module")
+def model(make_model):
+    return clear_model(make_model)
 
 
 @pytest.fixture(scope="module")
-def model(make_model):
-    """Random weights, scaled up so that the most likely token is clear of rounding."""
-    model = make_model(get_config("tiny"), seed=3)
-    params = nnx.state(model, nnx.Param)
-    nnx.update(model, jax.tree.map(lambda x: 3 * x if x.ndim >= 2 else x, params))
-    return model
+def engine_of(model):
+    """One engine, with the weights of a model of these shapes."""
+    engine = Engine(model)
+
+    def serving(other):
+        engine.replace_weights(nnx.to_pure_dict(nnx.state(other)))
+        return engine
+
+    return serving
 
 
-def conversations():
-    rng = np.random.default_rng(0)
-    clip = mel_windows(rng.normal(size=23_000).astype(np.float32))
-    short = mel_windows(rng.normal(size=5_000).astype(np.float32))
-    codes = rng.integers(0, 16, (5, 4))
-    return [
-        [Message("user", "text", "a bell")],
-        [Message("user", "audio", clip)],
-        [Message("system", "text", "be brief"), Message("user", "audio", short)],
-        [Message("user", "text", "x"), Message("assistant", "audio", codes)],
-    ]
+def generate(engine, asked, settings, modality, seed=0):
+    """(modality, rows, end) of the first message that answers each prompt."""
+    plan = modality and (modality,)
+    requests = [Request(prompt, settings, plan, seed) for prompt in asked]
+    answers = engine.generate(requests)
+    return [(m.modality, m.rows, m.end) for m in (messages[0] for (messages,) in answers)]
 
 
-@functools.cache
-def whole_sequence(model):
+@nnx.jit
+def whole_sequence(model, batch):
     """Hidden states of every row of a batch, without a cache; [B, T, D]."""
-
-    @nnx.jit
-    def hidden(model, batch):
-        features = model.encode_audio(batch.mel, batch.mel_frames)
-        x = model.embed(batch.tokens, batch.audio_index, features)
-        return model.decode(x, batch.positions, batch.segment_ids)[0]
-
-    return functools.partial(hidden, model)
+    features = model.encode_audio(batch.mel, batch.mel_frames)
+    x = model.embed(batch.tokens, batch.audio_index, features)
+    return model.decode(x, batch.positions, batch.segment_ids)
 
 
 def plain_greedy(model, prompt, modality, cfg, min_rows, max_rows):
@@ -88,7 +72,7 @@ def plain_greedy(model, prompt, modality, cfg, min_rows, max_rows):
             prompt, tokens=tokens, loss_mask=np.zeros(tokens.shape, bool), audio=audio
         )
         batch = stack_rows([pack_row([full], ROWS, WINDOWS, block)])
-        return whole_sequence(model)(batch)[0, len(tokens) - 1]
+        return whole_sequence(model, batch)[0, len(tokens) - 1]
 
     context = np.concatenate([prompt.tokens, marker])
     head = np.asarray(model.head[: vocab.size])
@@ -133,15 +117,18 @@ def plain_greedy(model, prompt, modality, cfg, min_rows, max_rows):
 
 @pytest.mark.parametrize("modality", ["text", "audio"])
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
-def test_cached_batched_generation_equals_the_plain_loop(model, modality, cfg):
+def test_cached_batched_generation_equals_the_plain_loop(model, engine_of, modality, cfg):
     vocab = model.config.vocab
-    prompts = [encode_prompt(c, vocab, Bytes()) for c in conversations()]
+    asked = prompts(vocab)
     settings = Sampling(temperature=0.0, top_k=20, cfg=cfg, min_rows=3, max_rows=12)
-    answers = Generator(model).generate(prompts, {modality: settings}, modality=modality)
-    for prompt, (kind, rows, end) in zip(prompts, answers, strict=True):
+    answers = generate(engine_of(model), asked, {modality: settings}, modality)
+    for prompt, (kind, rows, end) in zip(asked, answers, strict=True):
         want, want_end = plain_greedy(model, prompt, modality, cfg, 3, 12)
         assert kind == modality and end == want_end
         np.testing.assert_array_equal(rows, want)
+
+
+mask_of = jax.jit(delay_mask, static_argnames="streams")
 
 
 @hypothesis.settings(max_examples=60, deadline=None)
@@ -151,7 +138,8 @@ def test_delay_mask_admits_whole_messages_only(streams, min_rows, data):
     max_rows = data.draw(st.integers(max(min_rows, streams) + 1, 24))
     frames, kinds = -1, []
     for step in range(max_rows + 1):
-        mask = np.asarray(delay_mask(step, jnp.array([frames]), streams, min_rows, max_rows))[0]
+        at, settled, *limits = (np.array([n]) for n in (step, frames, min_rows, max_rows))
+        mask = np.asarray(mask_of(at, settled, streams, *limits))[0]
         assert mask.any(axis=-1).all()
         row = [data.draw(st.sampled_from(np.flatnonzero(m).tolist())) for m in mask]
         if frames < 0 and row[0] != 1:
@@ -168,50 +156,50 @@ def test_delay_mask_admits_whole_messages_only(streams, min_rows, data):
         assert (kinds[k : k + frames, k] == 1).all() and kinds[:, k].sum() == frames
 
 
-def test_end_tokens_wait_for_min_rows_and_stop_the_row(model):
+def test_end_tokens_wait_for_min_rows_and_stop_the_row(model, engine_of):
     """With a head whose end token is extreme, a message ends at the first row that prefers it."""
     vocab = model.config.vocab
     eager = nnx.clone(model)
     eager.lm_head[...] = eager.lm_head[...].at[vocab_lib.EOT].mul(50.0)
-    generator = Generator(eager)
-    prompts = [encode_prompt(c, vocab, Bytes()) for c in conversations()]
+    engine = engine_of(eager)
+    asked = prompts(vocab)
     for modality in ("text", "audio"):
         settings = Sampling(temperature=0.0, top_k=5, cfg=1.0, min_rows=4, max_rows=9)
-        answers = generator.generate(prompts, {modality: settings}, modality=modality)
+        answers = generate(engine, asked, {modality: settings}, modality)
         ended = [len(rows) for _, rows, end in answers if end == vocab_lib.EOT]
         assert ended and min(ended) >= 4 and max(ended) < 9
         assert all(len(rows) == 9 for _, rows, end in answers if end == -1)
-        again = generator.generate(
-            prompts, {modality: dataclasses.replace(settings, min_rows=0)}, modality=modality
+        again = generate(
+            engine, asked, {modality: dataclasses.replace(settings, min_rows=0)}, modality
         )
         assert min(len(rows) for _, rows, end in again if end == vocab_lib.EOT) < 4
 
 
-def test_sampled_tokens_stay_in_their_ranges_and_seeds_reproduce(model):
+def test_sampled_tokens_stay_in_their_ranges_and_seeds_reproduce(model, engine_of):
     vocab = model.config.vocab
-    prompts = [encode_prompt(c, vocab, Bytes()) for c in conversations()]
+    asked = prompts(vocab)
     both = {
         "audio": Sampling(temperature=1.5, top_k=17, cfg=2.0, min_rows=30, max_rows=40),
         "text": Sampling(temperature=1.5, top_k=50, cfg=1.0, min_rows=30, max_rows=40),
     }
-    generator = Generator(model)
-    audio = generator.generate(prompts, both, modality="audio", seed=1)
+    engine = engine_of(model)
+    audio = generate(engine, asked, both, "audio", seed=1)
     for _, rows, _ in audio:
         for k in range(vocab.num_streams):
             start, stop = vocab.stream_range(k)
             assert (rows[:, k] >= start).all() and (rows[:, k] < stop).all()
-    for _, rows, _ in generator.generate(prompts, both, modality="text", seed=1):
+    for _, rows, _ in generate(engine, asked, both, "text", seed=1):
         assert (rows[:, 0] >= vocab.text_start).all() and (rows[:, 0] < vocab.codec_start).all()
         assert (rows[:, 1:] == 0).all()
-    again = generator.generate(prompts, both, modality="audio", seed=1)
-    other = generator.generate(prompts, both, modality="audio", seed=2)
+    again = generate(engine, asked, both, "audio", seed=1)
+    other = generate(engine, asked, both, "audio", seed=2)
     assert all((a[1] == b[1]).all() for a, b in zip(audio, again, strict=True))
     assert any(a[1].shape != b[1].shape or (a[1] != b[1]).any() for a, b in zip(audio, other))
 
 
-def test_predicted_modality_is_the_most_likely_marker(model):
+def test_predicted_modality_is_the_most_likely_marker(model, engine_of):
     vocab, block = model.config.vocab, model.config.encoder.block_windows
-    prompts = [encode_prompt(c, vocab, Bytes()) for c in conversations()]
+    asked = prompts(vocab)
     settings = {
         m: Sampling(temperature=0.0, top_k=1, cfg=1.0, min_rows=1, max_rows=3)
         for m in ("text", "audio")
@@ -222,10 +210,10 @@ def test_predicted_modality_is_the_most_likely_marker(model):
         mine = leaning.lm_head[vocab_lib.MODALITIES[marker]]
         # the other marker's logit is always below: zero against a clearly positive one
         leaning.lm_head[...] = leaning.lm_head[...].at[other].set(-mine)
-        answers = Generator(leaning).generate(prompts, settings, modality=None)
-        for prompt, (kind, _, _) in zip(prompts, answers, strict=True):
+        answers = generate(engine_of(leaning), asked, settings, None)
+        for prompt, (kind, _, _) in zip(asked, answers, strict=True):
             batch = stack_rows([pack_row([prompt], ROWS, WINDOWS, block)])
-            hidden = whole_sequence(leaning)(batch)[0, len(prompt) - 1]
+            hidden = whole_sequence(leaning, batch)[0, len(prompt) - 1]
             logits = leaning.logits(hidden)[0]
             text, audio = (float(logits[vocab_lib.MODALITIES[m]]) for m in ("text", "audio"))
             assert kind == ("text" if text >= audio else "audio")
@@ -235,18 +223,29 @@ def test_choose_follows_the_distribution_and_top_k():
     logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
     draws = 20_000
     keys = jax.random.split(jax.random.key(0), draws)
-    tokens = jax.vmap(lambda key: choose(logits, key, jnp.float32(1.0), 3))(keys)
+
+    def draw(temperature, top_k, top_p=1.0):
+        settings = (jnp.full(draws, x) for x in (temperature, top_k, top_p))
+        return choose(jnp.tile(logits, (draws, 1)), keys, *settings, bound=8)
+
+    tokens = draw(1.0, 3)
     counts = np.bincount(tokens, minlength=4)
     want = np.array([0.5, 0.3, 0.15]) / 0.95 * draws
     assert counts[3] == 0
     chi_square = ((counts[:3] - want) ** 2 / want).sum()
     assert chi_square < 13.8  # p = 0.001 at two degrees of freedom
-    assert (jax.vmap(lambda key: choose(logits, key, jnp.float32(0.0), 3))(keys[:50]) == 0).all()
+    assert (draw(0.0, 3) == 0).all()
 
 
 @pytest.mark.parametrize(
     "values",
-    [dict(temperature=-1.0), dict(top_k=0), dict(cfg=-0.1), dict(min_rows=9, max_rows=9)],
+    [
+        dict(temperature=-1.0),
+        dict(top_k=-1),
+        dict(top_p=0.0),
+        dict(cfg=-0.1),
+        dict(min_rows=9, max_rows=9),
+    ],
 )
 def test_impossible_settings_are_refused(values):
     good = Sampling(temperature=0.5, top_k=5, cfg=1.0, min_rows=1, max_rows=9)

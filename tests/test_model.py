@@ -10,11 +10,12 @@ import pytest
 from flax import nnx
 
 from bagpiper_jax.conversation import Message
+from bagpiper_jax.inference.served_model import ServedModel
 from bagpiper_jax.input_pipeline.batch import Batch, build_batch
 from bagpiper_jax.log_mel import NUM_MELS, MelWindows, num_tokens
 from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.config import get_config
-from bagpiper_jax.modeling.qwen3 import KVCache
+from bagpiper_jax.modeling.qwen3 import LayerCache
 from bagpiper_jax.ops.attention import attention, causal_attention, segment_mask
 
 HIDDEN, STREAMS = 32, 4  # of the tiny model; its encoder blocks are of two windows
@@ -90,8 +91,7 @@ def test_shapes(tiny_model, tiny_config, batch):
     def shapes():
         features = tiny_model.encode_audio(batch.mel, batch.mel_frames)
         x = tiny_model.embed(batch.tokens, batch.audio_index, features)
-        hidden, cache = tiny_model.decode(x, batch.positions, batch.segment_ids)
-        assert cache is None
+        hidden = tiny_model.decode(x, batch.positions, batch.segment_ids)
         return features, x, hidden, *tiny_model.logits(hidden)
 
     size = tiny_config.vocab.size
@@ -187,33 +187,28 @@ def test_tied_tables(tiny_config, make_model):
     np.testing.assert_array_equal(model.head, model.model.embed_tokens[...])
 
 
-def uncached(decode, x, positions, segments):
-    return np.asarray(decode(x, positions, segments)[0])
-
-
 def test_cached_decoding_equals_uncached(tiny_model, tiny_config, decode):
-    """Ragged prompts, padded in front, then chunks of any size; two segments in one row."""
-    length = 40
-    x = tiny_model.embed(random_tokens(tiny_config, (3, length)))
-    padding = np.array([0, 9, 21])[:, None]
-    slots = np.arange(length)
-    segments = (slots >= padding).astype(np.int32)
-    segments[0, 25:] = 2
-    positions = np.maximum(slots - padding, 0)
-    positions[0, 25:] -= 25
-    whole = uncached(decode, x, positions, segments)
-    cache = KVCache.empty(tiny_config.decoder, 3, 48)
-    for start, stop in ((0, 25), (25, 26), (26, 27), (27, 40)):
-        span = slice(start, stop)
-        hidden, cache = decode(x[:, span], positions[:, span], segments[:, span], cache)
-        valid = segments[:, span] > 0
-        np.testing.assert_allclose(hidden[valid], whole[:, span][valid], atol=1e-5)
-    assert cache.length == length
-    assert (cache.segment_ids[:, :length] == segments).all()
-    assert not np.asarray(cache.segment_ids[:, length:]).any()
-    # without its padding, the last row is the same again
-    alone = uncached(decode, x[2:, 21:], positions[2:, 21:], segments[2:, 21:])
-    np.testing.assert_allclose(alone[0], whole[2, 21:], atol=1e-5)
+    """Sequences of several lengths in one cache, in pieces of any size, padded on the right."""
+    served = ServedModel(tiny_model)
+    extend = jax.jit(served.extend)
+    lengths, slots = np.array([40, 31, 19]), 48
+    tokens = random_tokens(tiny_config, (3, slots))
+    start = tiny_config.vocab.codec_start
+    tokens[..., 1:] = np.where(tokens[..., 1:] < start, 0, tokens[..., 1:])
+    np.testing.assert_allclose(served.embed(tokens), tiny_model.embed(tokens), atol=1e-7)
+    x = tiny_model.embed(tokens)
+    caches = [LayerCache.empty(tiny_config.decoder, 3, slots, x.dtype) for _ in served.layers]
+    whole = np.asarray(decode(x, np.tile(np.arange(slots), (3, 1)), np.ones((3, slots), np.int32)))
+    starts = np.zeros(3, np.int32)
+    for piece in (13, 1, 1, 16):  # of those, each sequence takes what it still has
+        counts = np.minimum(lengths - starts, piece)
+        places = np.minimum(starts[:, None] + np.arange(piece), slots - 1)
+        hidden, caches = extend(np.take_along_axis(x, places[..., None], 1), caches, starts)
+        for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
+            want = whole[row, start : start + count]
+            np.testing.assert_allclose(hidden[row, :count], want, atol=1e-5)
+        starts = starts + counts
+    assert starts.tolist() == [31, 31, 19]
 
 
 def test_decoding_is_causal(tiny_model, tiny_config, decode):
@@ -221,7 +216,9 @@ def test_decoding_is_causal(tiny_model, tiny_config, decode):
     other = tokens.copy()
     other[0, 12] = 7
     positions, segments = np.arange(19)[None], np.ones((1, 19), np.int32)
-    a, b = (uncached(decode, tiny_model.embed(t), positions, segments)[0] for t in (tokens, other))
+    a, b = (
+        np.asarray(decode(tiny_model.embed(t), positions, segments)[0]) for t in (tokens, other)
+    )
     np.testing.assert_array_equal(a[:12], b[:12])
     assert (np.abs(a[12:] - b[12:]).max(1) > 1e-4).all()
 

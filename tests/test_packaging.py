@@ -30,7 +30,9 @@ def test_every_dependency_has_two_bounds(requirements):
             assert operators in ({"=="}, {">=", "<"}), f"{part}: {line}"
 
 
-@pytest.mark.parametrize("lock,parts", [("lock", ("core", "train")), ("full", ("convert", "beam"))])
+@pytest.mark.parametrize(
+    "lock,parts", [("lock", ("core", "train", "serve")), ("full", ("convert", "beam"))]
+)
 def test_locks_pin_what_setup_admits(requirements, lock, parts):
     text = (ROOT / "requirements" / f"{lock}.txt").read_text()
     pins = re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE)

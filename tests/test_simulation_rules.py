@@ -284,11 +284,14 @@ def test_the_parser_and_light_imports_need_no_sdk():
 def test_lines_of_a_manifest(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_bytes(b'\n{"id": "a"}\n\xff\xfe\n{"id": ""}\n' + b"[" * 100_000 + b'\n{"id": "b"}')
+    with open(path, "ab") as file:
+        file.write(b'\n{"id": "c", "caption": "\\uD83D"}\n{"id": "d", "caption": "\\ud83d\\ude00"}')
     lines = list(read_lines(path))
     assert [(line.number, line.row) for line in lines if line.row] == [
         (2, {"id": "a"}),
         (6, {"id": "b"}),
+        (8, {"id": "d", "caption": "\U0001f600"}),
     ]
-    assert [line.number for line in lines if line.problem] == [3, 4, 5]
+    assert [line.number for line in lines if line.problem] == [3, 4, 5, 7]
     with pytest.raises(UserError, match="cannot read"):
         list(read_lines(tmp_path / "none.jsonl"))

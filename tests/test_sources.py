@@ -7,6 +7,7 @@ import os
 import pytest
 from source_files import by_id, read_all, write_audio
 
+from bagpiper_jax.errors import UserError
 from bagpiper_jax.preparation.item import Audio, Damaged, Item
 from bagpiper_jax.preparation.sources import entries, folder, jsonl, open_source
 
@@ -192,6 +193,9 @@ def test_absolute_paths_and_another_root_where_they_are_allowed(traps, tmp_path)
     (traps / "set.jsonl").write_text('{"audio": "outside.wav"}\n')
     (item,) = read_all(open_source({"path": path, "audio_root": str(tmp_path)}))
     assert item.audios[0].path == os.path.realpath(outside)
+    for key in ("audio_root", "within"):
+        with pytest.raises(UserError, match=f"{key} names .*none, which is no folder"):
+            open_source({"path": path, key: str(tmp_path / "none")})
 
 
 def test_paths_may_go_up_as_far_as_they_are_allowed(traps, tmp_path):

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
-from bagpiper_jax import vocab as vocab_lib
-from bagpiper_jax.audio import SAMPLE_RATE, prepare_audio
-from bagpiper_jax.conversation import Message, encode_prompt, extend_prompt
+from bagpiper_jax.audio import SAMPLE_RATE, any_audio
+from bagpiper_jax.conversation import Message, encode_prompt
 from bagpiper_jax.errors import UserError
-from bagpiper_jax.inference.generate import Generator
+from bagpiper_jax.inference.engine import Engine
+from bagpiper_jax.inference.replies import Sound, Text
+from bagpiper_jax.inference.requests import Generated, Request
 from bagpiper_jax.inference.sampling import AUDIO, TEXT, Sampling
+from bagpiper_jax.inference.streaming import STREAM_ROWS, AnswerStream, Delta
 from bagpiper_jax.loading import load
 from bagpiper_jax.log_mel import mel_windows
 from bagpiper_jax.modeling.bagpiper import Bagpiper
@@ -24,12 +27,14 @@ from bagpiper_jax.modeling.codec import Codec
 from bagpiper_jax.release import MINI, SAMPLING_FILE, load_assets
 from bagpiper_jax.tokenizer import Tokenizer
 
-_ROOM_STEP = 64  # rows
-_MAX_MESSAGES = 4
-
 
 class Pipeline:
-    """A model with its tokenizer and codec, ready to use."""
+    """A model with its tokenizer and codec, ready to use.
+
+    Attributes:
+      sampling: default settings by modality.
+      engine: what generates.
+    """
 
     def __init__(
         self,
@@ -39,20 +44,28 @@ class Pipeline:
         *,
         text: Sampling = TEXT,
         audio: Sampling = AUDIO,
+        max_sequences: int = 32,
+        quantize: str | None = None,
+        mesh: Mesh | None = None,
     ):
+        """`max_sequences`, `quantize` and `mesh`: see `Engine`."""
         self.config = model.config
         self.tokenizer = tokenizer
         self.codec = codec
         self.sampling = {"text": text, "audio": audio}
-        self._generator = Generator(model)
+        self.engine = Engine(model, max_sequences=max_sequences, quantize=quantize, mesh=mesh)
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike = MINI, mesh: Mesh | None = None, dtype: Any = None
+        cls,
+        path: str | os.PathLike = MINI,
+        mesh: Mesh | None = None,
+        dtype: Any = None,
+        **settings,
     ) -> Pipeline:
         """From a model directory (see `release`); the embedded mini model by default.
 
-        `mesh` and `dtype` are those of `bp.load`.
+        `mesh` and `dtype` are those of `bp.load`; `settings` go to `Pipeline`.
 
         A `sampling.json` beside the weights holds the settings chosen for them on development data.
 
@@ -61,45 +74,64 @@ class Pipeline:
         """
         assets = load_assets(os.fspath(path))
         model = load(path, mesh, dtype)
-        settings = {"text": TEXT, "audio": AUDIO}
+        sampling = {"text": TEXT, "audio": AUDIO}
         file = os.path.join(path, SAMPLING_FILE)
         if os.path.exists(file):
             try:
                 with open(file, encoding="utf-8") as f:
                     for kind, values in json.load(f).items():
-                        settings[kind] = dataclasses.replace(settings[kind], **values)
+                        sampling[kind] = dataclasses.replace(sampling[kind], **values)
             except (ValueError, KeyError, TypeError, AttributeError) as e:
                 raise UserError(f"{file} is damaged: {e}") from e
-        return cls(model, assets.tokenizer, assets.codec, **settings)
+        return cls(model, assets.tokenizer, assets.codec, mesh=mesh, **{**sampling, **settings})
 
     def replace_weights(self, params) -> None:
         """Other weights of the same model, a nested dict as `load_weights` gives."""
-        self._generator.replace_weights(params)
+        self.engine.replace_weights(params)
 
     def describe(
         self,
-        wav: np.ndarray,
+        audio: Any,
+        question: str = "",
         *,
         sample_rate: int = SAMPLE_RATE,
         sampling: Sampling | None = None,
         seed: int = 0,
-    ) -> str:
-        """Writes a caption for a clip: float [S] or [S, channels], 0.1 to 30 s.
+    ) -> Text:
+        """Writes a caption for a clip, or answers a question about it.
+
+        Args:
+          audio: a path, a file's bytes, an array [S] or [S, channels], or (array, rate); 0.1 to
+            30 s.
+          question: text after the clip; a base model needs none.
+          sample_rate: of an array without its rate.
+          sampling: settings; those of the model if None.
+          seed: of the sampling.
+
+        Returns:
+          the text, a `str`; its `plan` is what stood in `<think>`.
 
         Raises:
-          UserError: see `prepare_audio`.
+          UserError: see `any_audio`; or the prompt does not fit the context.
         """
-        wav = prepare_audio(wav, sample_rate)
-        return self.describe_batch([wav], sampling=sampling, seed=seed)[0]
+        wav = any_audio(audio, sample_rate)
+        return self.describe_batch([wav], question, sampling=sampling, seed=seed)[0]
 
     def describe_batch(
-        self, wavs: Sequence[np.ndarray], *, sampling: Sampling | None = None, seed: int = 0
-    ) -> list[str]:
-        """Captions of clips, float [S] each, mono at 16 kHz."""
-        conversations = [[Message("user", "audio", mel_windows(wav))] for wav in wavs]
-        return [m.content for m in self._answer(conversations, "text", sampling, seed)]
+        self,
+        audios: Sequence[Any],
+        question: str = "",
+        *,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+    ) -> list[Text]:
+        """Captions of clips, in any form that `describe` takes; arrays are at 16 kHz."""
+        after = [Message("user", "text", question)] if question else []
+        conversations = [[self.listen(audio), *after] for audio in audios]
+        answers = self._answer(conversations, "text", sampling, seed)
+        return [Text.of(m.content) for m in answers]
 
-    def render(self, text: str, *, sampling: Sampling | None = None, seed: int = 0) -> np.ndarray:
+    def render(self, text: str, *, sampling: Sampling | None = None, seed: int = 0) -> Sound:
         """Audio from a caption: float32 [S], mono at the codec's rate.
 
         Raises:
@@ -116,56 +148,86 @@ class Pipeline:
 
     def render_batch(
         self, texts: Sequence[str], *, sampling: Sampling | None = None, seed: int = 0
-    ) -> list[np.ndarray]:
+    ) -> list[Sound]:
         """Audio from captions; an entry is empty where the model ended at once."""
         conversations = [[Message("user", "text", text)] for text in texts]
-        codes = [m.content for m in self._answer(conversations, "audio", sampling, seed)]
-        return [self.codec.decode(c) if len(c) else np.zeros(0, np.float32) for c in codes]
+        return [self.play(m) for m in self._answer(conversations, "audio", sampling, seed)]
 
-    def chat(self, messages: Sequence[Message], *, seed: int = 0) -> list[Message]:
-        """The assistant's next messages; the model chooses their modalities.
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        modalities: Sequence[str] | None = None,
+        sampling: dict[str, Sampling] | None = None,
+        seed: int = 0,
+    ) -> list[Message]:
+        """The assistant's next messages.
 
-        An `<|eot|>` asks for another message. Audio comes as codec codes, `codec.decode` plays
-        them.
+        Audio comes as codec codes, which a further turn needs; `play` makes sound of them, and
+        `Text.of` splits a text's plan off.
+
+        Args:
+          messages: so far; clips as `listen` gives them.
+          modalities: of the answer's messages, like ("text", "audio"). If None the model chooses
+            them, and `<|eot|>` asks for another message.
+          sampling: settings by modality, in place of the model's.
+          seed: of the sampling.
+
+        Raises:
+          UserError: the conversation does not fit the context.
         """
-        answers: list[Message] = []
-        prompt = self._prompt(messages)
-        for turn in range(_MAX_MESSAGES):
-            kind, rows, end = self._generate([prompt], self.sampling, None, seed + turn)[0]
-            answers.append(self._message(kind, rows))
-            if end != vocab_lib.EOT:
-                break
-            prompt = extend_prompt(prompt, kind, rows)
-        return answers
+        request = self.request(messages, modalities, sampling, seed)
+        return [self._message(g) for g in self.engine.generate([request])[0][0]]
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        *,
+        modalities: Sequence[str] | None = None,
+        sampling: dict[str, Sampling] | None = None,
+        seed: int = 0,
+    ) -> Iterator[Delta]:
+        """`chat` while it is generated: text as it comes, and sound from the first frames on.
+
+        Closing the iterator ends the generation.
+        """
+        request = self.request(messages, modalities, sampling, seed)
+        answer = AnswerStream(self.config.vocab, self.tokenizer, self.codec)
+        with contextlib.closing(self.engine.stream(request, STREAM_ROWS)) as events:
+            for event in events:
+                yield answer.push(event)
+
+    def listen(self, audio: Any, *, role: str = "user") -> Message:
+        """A clip as a message, in any form that `describe` takes."""
+        return Message(role, "audio", mel_windows(any_audio(audio)))
+
+    def play(self, message: Message) -> Sound:
+        """The sound of an audio message of the assistant."""
+        codes = message.content
+        wav = self.codec.decode(codes) if len(codes) else np.zeros(0, np.float32)
+        return Sound.of(wav, self.codec.sample_rate)
+
+    def request(
+        self,
+        messages: Sequence[Message],
+        modalities: Sequence[str] | None = None,
+        sampling: dict[str, Sampling] | None = None,
+        seed: int = 0,
+        hypotheses: int = 1,
+    ) -> Request:
+        """A conversation as the engine takes it."""
+        prompt = encode_prompt(messages, self.config.vocab, self.tokenizer)
+        plan = None if modalities is None else tuple(modalities)
+        return Request(prompt, {**self.sampling, **(sampling or {})}, plan, seed, hypotheses)
 
     def _answer(self, conversations, modality, sampling, seed) -> list[Message]:
-        settings = {**self.sampling, **({modality: sampling} if sampling else {})}
-        prompts = [self._prompt(c) for c in conversations]
-        answers = self._generate(prompts, settings, modality, seed)
-        return [self._message(kind, rows) for kind, rows, _ in answers]
+        settings = {modality: sampling} if sampling else None
+        requests = [self.request(c, (modality,), settings, seed) for c in conversations]
+        return [self._message(answer[0][0]) for answer in self.engine.generate(requests)]
 
-    def _prompt(self, messages):
-        return encode_prompt(messages, self.config.vocab, self.tokenizer)
-
-    def _generate(self, prompts, settings: dict[str, Sampling], modality: str | None, seed: int):
-        """Answers that stay inside the context; its room is cut to steps, so few are compiled."""
-        context, longest = self.config.decoder.max_position_embeddings, max(map(len, prompts))
-        room = (context - longest) // _ROOM_STEP * _ROOM_STEP
-        if room <= 0:
-            raise UserError(
-                f"the prompt takes {longest} rows, the context holds {context}: shorten it"
-            )
-        settings = {
-            kind: dataclasses.replace(
-                s, max_rows=min(s.max_rows, room), min_rows=min(s.min_rows, room - 1)
-            )
-            for kind, s in settings.items()
-        }
-        return self._generator.generate(prompts, settings, modality=modality, seed=seed)
-
-    def _message(self, kind: str, rows: np.ndarray) -> Message:
+    def _message(self, generated: Generated) -> Message:
         vocab = self.config.vocab
-        if kind == "text":
-            text = self.tokenizer.decode(vocab.tokens_to_text(rows[:, 0]))
+        if generated.modality == "text":
+            text = self.tokenizer.decode(vocab.tokens_to_text(generated.rows[:, 0]))
             return Message("assistant", "text", text)
-        return Message("assistant", "audio", vocab.deinterleave(rows))
+        return Message("assistant", "audio", vocab.deinterleave(generated.rows))

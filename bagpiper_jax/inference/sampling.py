@@ -7,9 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from bagpiper_jax import vocab as vocab_lib
 from bagpiper_jax.errors import UserError
-from bagpiper_jax.modeling.bagpiper import Bagpiper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,10 +16,11 @@ class Sampling:
 
     Attributes:
       temperature: 0 takes the most likely token.
-      top_k: candidates per stream.
+      top_k: candidates per stream; 0 is all of them.
       cfg: guidance scale, logits = cfg · conditional + (1 − cfg) · unconditional; 1 is none.
       min_rows: rows before which the message may not end.
       max_rows: rows at which it ends in any case.
+      top_p: of the candidates, the likeliest whose probabilities make up this much; 1 is all.
     """
 
     temperature: float
@@ -29,10 +28,13 @@ class Sampling:
     cfg: float
     min_rows: int
     max_rows: int
+    top_p: float = 1.0
 
     def __post_init__(self):
-        if self.temperature < 0 or self.top_k < 1 or self.cfg < 0:
-            raise UserError("temperature and cfg must not be negative, top_k at least 1")
+        if self.temperature < 0 or self.top_k < 0 or self.cfg < 0:
+            raise UserError("temperature, top_k and cfg must not be negative")
+        if not 0 < self.top_p <= 1:
+            raise UserError("top_p must lie in (0, 1]")
         if not 0 <= self.min_rows < self.max_rows:
             raise UserError("min_rows must lie in [0, max_rows)")
 
@@ -42,32 +44,7 @@ TEXT = Sampling(temperature=0.6, top_k=20, cfg=1.0, min_rows=1, max_rows=8192)
 AUDIO = Sampling(temperature=0.8, top_k=20, cfg=3.0, min_rows=20, max_rows=2048)
 
 
-def text_logits(model: Bagpiper, hidden: jax.Array) -> jax.Array:
-    """Stream 0's logits over special and text ids, all but text and end tokens at −∞; [B, n]."""
-    vocab = model.config.vocab
-    shared, _ = model.logits(hidden, 0, vocab.codec_start)
-    ids = jnp.arange(vocab.codec_start)
-    is_end = (ids == vocab_lib.EOS) | (ids == vocab_lib.EOT)
-    return jnp.where((ids >= vocab.text_start) | is_end, shared, -jnp.inf)
-
-
-def audio_logits(model: Bagpiper, hidden: jax.Array) -> jax.Array:
-    """Logits of each stream over its own ids, then the two end tokens; [B, K, stream_size + 2].
-
-    The end tokens are open to stream 0 only.
-    """
-    vocab = model.config.vocab
-    streams = vocab.num_streams
-    shared, offsets = model.logits(hidden, vocab.codec_start, vocab.size)
-    own = shared.reshape(-1, streams, vocab.stream_size)
-    each = jnp.arange(streams)
-    own = own + offsets.reshape(streams, streams, vocab.stream_size)[each, each]
-    ends, _ = model.logits(hidden, vocab_lib.EOS, vocab_lib.EOT + 1)
-    ends = jnp.where(each[:, None] == 0, ends[:, None], -jnp.inf)
-    return jnp.concatenate([own, ends], axis=-1)
-
-
-def delay_mask(step, frames, streams: int, min_rows, max_rows: int) -> jax.Array:
+def delay_mask(step, frames, streams: int, min_rows, max_rows) -> jax.Array:
     """What each stream may be at a row of an audio message: pad, code, end token; bool [B, K, 3].
 
     Stream k runs k rows behind, so it is a pad at rows before k and again after its last frame.
@@ -76,12 +53,13 @@ def delay_mask(step, frames, streams: int, min_rows, max_rows: int) -> jax.Array
     audio is cut off, whatever a model samples.
 
     Args:
-      step: index of the row.
+      step: int [B]; index of the row in its message.
       frames: int [B]; of the message, −1 while it is not settled.
       streams: K.
-      min_rows: rows before which the end token may not come.
-      max_rows: rows at which the message is complete in any case.
+      min_rows: int [B]; rows before which the end token may not come.
+      max_rows: int [B]; rows at which the message is complete in any case.
     """
+    step, min_rows, max_rows = (jnp.asarray(x)[:, None] for x in (step, min_rows, max_rows))
     frame = step - jnp.arange(streams)
     settled = (frames >= 0)[:, None]
     inside = (frame >= 0) & (~settled | (frame < frames[:, None]))
@@ -97,10 +75,30 @@ def delay_mask(step, frames, streams: int, min_rows, max_rows: int) -> jax.Array
     return jnp.stack([pad | (complete & ~first), code, end], axis=-1)
 
 
-def choose(logits: jax.Array, key: jax.Array, temperature: jax.Array, top_k: int) -> jax.Array:
-    """Top-k, then temperature, over the last axis; temperature 0 is greedy. int32 [...]."""
-    values, indices = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))
-    scaled = values / jnp.maximum(temperature, 1e-6)
-    sampled = jax.random.categorical(key, scaled, axis=-1)
-    rank = jnp.where(temperature > 0, sampled, 0)
-    return jnp.take_along_axis(indices, rank[..., None], axis=-1)[..., 0].astype(jnp.int32)
+def choose(logits, keys, temperature, top_k, top_p, *, bound: int) -> jax.Array:
+    """Top-k, then temperature, then top-p over the last axis; temperature 0 is greedy.
+
+    Args:
+      logits: [B, ..., n].
+      keys: of the random numbers, [B].
+      temperature, top_k, top_p: [B]; see `Sampling`.
+      bound: no row's `top_k` is larger; 0 where some row takes all.
+
+    Returns:
+      int32 [B, ...].
+    """
+    size = logits.shape[-1]
+    values, indices = jax.lax.top_k(logits, min(bound, size) or size)
+    rows = lambda x: x.reshape(-1, *(1,) * (logits.ndim - 1))  # noqa: E731
+    rank = jnp.arange(values.shape[-1])
+    scaled = values / jnp.maximum(rows(temperature), 1e-6)
+    scaled = jnp.where((rank < rows(top_k)) | (rows(top_k) == 0), scaled, -jnp.inf)
+    chances = jax.nn.softmax(scaled, axis=-1)
+    before = jnp.cumsum(chances, axis=-1) - chances
+    scaled = jnp.where((before < rows(top_p)) | (rank == 0), scaled, -jnp.inf)
+    # ranks first: a candidate's noise is the same whatever the bound
+    shape = (scaled.shape[-1], *scaled.shape[1:-1])
+    noise = jnp.moveaxis(jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys), 1, -1)
+    sampled = jnp.argmax(scaled + noise, axis=-1)
+    best = jnp.where(rows(temperature)[..., 0] > 0, sampled, 0)
+    return jnp.take_along_axis(indices, best[..., None], axis=-1)[..., 0].astype(jnp.int32)

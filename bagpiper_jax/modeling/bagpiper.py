@@ -12,7 +12,7 @@ from flax import nnx
 from bagpiper_jax.modeling import layers as layers_lib
 from bagpiper_jax.modeling.audio_encoder import AudioEncoder
 from bagpiper_jax.modeling.config import BagpiperConfig
-from bagpiper_jax.modeling.qwen3 import Decoder, KVCache
+from bagpiper_jax.modeling.qwen3 import Decoder
 from bagpiper_jax.ops.fused_cross_entropy import HeadShape, fused_cross_entropy
 from bagpiper_jax.ops.tables import embed_rows
 from bagpiper_jax.sharding import constrain
@@ -24,7 +24,7 @@ KINDS = ("text", "caption", "audio")
 
 
 class Bagpiper(nnx.Module):
-    """The model. `loss` trains it, `embed` + `decode` + `logits` generate from it."""
+    """The model as it is trained; `inference.Engine` lays it out anew to generate from it."""
 
     def __init__(
         self,
@@ -94,9 +94,9 @@ class Bagpiper(nnx.Module):
         audio = jnp.take_along_axis(features.astype(x.dtype), index, axis=1)
         return constrain(jnp.where((audio_index >= 0)[..., None], audio, x), "batch")
 
-    def decode(self, x, positions, segment_ids, cache: KVCache | None = None):
-        """Hidden states [B, T, D] and the grown cache; see `Decoder`."""
-        return self.model(x, positions, segment_ids, cache)
+    def decode(self, x, positions, segment_ids) -> jax.Array:
+        """Hidden states [B, T, D]; see `Decoder`."""
+        return self.model(x, positions, segment_ids)
 
     def logits(self, hidden: jax.Array, start: int = 0, stop: int | None = None):
         """One product with rows [start, stop) of the head, for all streams.
@@ -138,7 +138,7 @@ class Bagpiper(nnx.Module):
         config = self.config
         features = self.encode_audio(batch.mel, batch.mel_frames)
         x = self.embed(batch.tokens, batch.audio_index, features)
-        hidden, _ = self.decode(x, batch.positions, batch.segment_ids)
+        hidden = self.decode(x, batch.positions, batch.segment_ids)
 
         targets, mask = next_rows(batch)
         total, out = fused_cross_entropy(

@@ -10,38 +10,33 @@ from flax import nnx
 
 from bagpiper_jax.modeling import layers as layers_lib
 from bagpiper_jax.modeling.config import DecoderConfig
-from bagpiper_jax.ops.attention import attention, segment_mask
+from bagpiper_jax.ops.attention import attend_heads
 from bagpiper_jax.ops.flash_attention import causal_attention
 from bagpiper_jax.sharding import constrain
 
 _INIT = nnx.initializers.normal(0.02)
 
 
-class KVCache(NamedTuple):
-    """Keys and values of the rows so far, and where the next row goes.
+class LayerCache(NamedTuple):
+    """Keys and values of one layer, rows of sequences and slots for their positions.
 
     Attributes:
-      k, v: [L, B, S, G, H], L layers, S slots.
-      segment_ids: int32 [B, S]; 0 where a slot is empty or padding.
-      length: int32 scalar; slots in use, the same for every row of the batch.
+      k, v: [R, G, S, H].
     """
 
     k: jax.Array
     v: jax.Array
-    segment_ids: jax.Array
-    length: jax.Array
 
     @classmethod
-    def empty(cls, config: DecoderConfig, batch: int, slots: int, dtype=jnp.float32) -> KVCache:
-        shape = (
-            config.num_hidden_layers,
-            batch,
-            slots,
-            config.num_key_value_heads,
-            config.head_dim,
-        )
-        zeros = jnp.zeros(shape, dtype)
-        return cls(zeros, zeros, jnp.zeros((batch, slots), jnp.int32), jnp.zeros((), jnp.int32))
+    def empty(cls, config: DecoderConfig, rows: int, slots: int, dtype) -> LayerCache:
+        shape = (rows, config.num_key_value_heads, slots, config.head_dim)
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+    def write(self, k, v, starts) -> LayerCache:
+        """With new keys and values [R, T, G, H] in slots from `starts`, int [R]."""
+        put = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, 1))
+        new = (x.swapaxes(1, 2).astype(self.k.dtype) for x in (k, v))
+        return LayerCache(*(put(old, x, starts) for old, x in zip(self, new, strict=True)))
 
 
 def rope(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
@@ -104,18 +99,20 @@ class Attention(nnx.Module):
         q, k, v = self._heads(x, rotation)
         return self._output(causal_attention(q, k, v, segment_ids, backend=self.backend), x)
 
-    def extend(self, x, rotation, mask, cache, slot):
-        """Attention of the next rows to a cache (k, v), each [B, S, G, H], which they join.
+    def extend(self, x, rotation, cache: LayerCache, starts):
+        """Attention of the next T positions [R, T, D] of sequences whose cache they join.
+
+        Args:
+          starts: int [R]; how many positions each sequence has.
 
         Returns:
-          ([B, T, D], the new cache).
+          ([R, T, D], the new cache).
         """
-        q, *new = self._heads(x, rotation)
-        k, v = (
-            jax.lax.dynamic_update_slice_in_dim(old, rows.astype(old.dtype), slot, axis=1)
-            for old, rows in zip(cache, new, strict=True)
-        )
-        return self._output(attention(q, k, v, mask), x), (k, v)
+        q, k, v = self._heads(x, rotation)
+        cache = cache.write(k, v, starts)
+        own = starts[:, None] + jnp.arange(x.shape[1])
+        mask = jnp.arange(cache.k.shape[2]) <= own[..., None]
+        return self._output(attend_heads(q, *cache, mask[:, None]), x), cache
 
 
 class MLP(nnx.Module):
@@ -145,9 +142,9 @@ class DecoderLayer(nnx.Module):
         x = x + self.self_attn(self.input_layernorm(x), rotation, segment_ids)
         return x + self.mlp(self.post_attention_layernorm(x))
 
-    def extend(self, x, rotation, mask, cache, slot):
-        """The block on the next rows, with the cache of the rows before; see `Attention`."""
-        out, cache = self.self_attn.extend(self.input_layernorm(x), rotation, mask, cache, slot)
+    def extend(self, x, rotation, cache: LayerCache, starts):
+        """The block on the next positions of sequences, with their cache; see `Attention`."""
+        out, cache = self.self_attn.extend(self.input_layernorm(x), rotation, cache, starts)
         x = x + out
         return x + self.mlp(self.post_attention_layernorm(x)), cache
 
@@ -174,36 +171,22 @@ class Decoder(nnx.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def __call__(self, x, positions, segment_ids, cache: KVCache | None = None):
+    def __call__(self, x, positions, segment_ids):
         """Hidden states of embedded rows.
 
         Args:
           x: [B, T, D].
           positions: int [B, T].
           segment_ids: int [B, T]; rows attend inside their segment, to themselves and before.
-          cache: rows so far; the new rows take its next T slots.
 
         Returns:
-          ([B, T, D] after the final norm, the cache with the new rows or None).
+          [B, T, D] after the final norm.
         """
         rotation = rope(positions, self.config.head_dim, self.config.rope_theta)
-        if cache is None:
-            x, _ = layers_lib.scan(
-                self.layers,
-                x,
-                lambda layer, x, _: (layer(x, rotation, segment_ids), None),
-                form=self.form,
-            )
-            return self.norm(x), None
-        length = x.shape[1]
-        keys = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, cache.length, 1)
-        slots = cache.length + jnp.arange(length)
-        mask = segment_mask(segment_ids, keys, slots, jnp.arange(keys.shape[1]))
-        x, (k, v) = layers_lib.scan(
+        x, _ = layers_lib.scan(
             self.layers,
             x,
-            lambda layer, x, kv: layer.extend(x, rotation, mask, kv, cache.length),
-            (cache.k, cache.v),
+            lambda layer, x, _: (layer(x, rotation, segment_ids), None),
             form=self.form,
         )
-        return self.norm(x), KVCache(k, v, keys, cache.length + length)
+        return self.norm(x)

@@ -46,11 +46,15 @@ def attention(q, k, v, mask) -> jax.Array:
     Returns:
       [B, T, N, H] in the dtype of q.
     """
-    batch, length, heads, dim = q.shape
-    groups = k.shape[2]
     # [B, heads, length, H] keeps each matmul contiguous: measurably faster on CPU
+    return attend_heads(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), mask)
+
+
+def attend_heads(q, k, v, mask) -> jax.Array:
+    """`attention` with keys and values [B, G, S, H], as a cache keeps them."""
+    batch, length, heads, dim = q.shape
+    groups = k.shape[1]
     q = q.transpose(0, 2, 1, 3).reshape(batch, groups, heads // groups, length, dim)
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     scores = jnp.einsum("bgnth,bgsh->bgnts", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask[:, None], scores * dim**-0.5, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)

@@ -139,4 +139,4 @@ def test_ragged_short_clip_alone(pair, frames):
     mel = mel_of(frames)
     alone, here = run_original(original, mel)[0], run_here(encoder, mel)
     error = np.linalg.norm(here - alone, axis=1) / np.linalg.norm(alone, axis=1)
-    assert error.argmax() == len(error) - 1 and 1e-3 < error[-1] < 0.1
+    assert error.argmax() == len(error) - 1 and 1e-3 < error[-1] < 0.2

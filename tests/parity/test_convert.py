@@ -117,7 +117,7 @@ def test_transformers_runs_the_exported_language_model(tmp_path, tied):
     streams[..., 0] = tokens
     with jax.default_matmul_precision("highest"):
         x = model.embed(streams)
-        hidden, _ = model.decode(x, np.arange(33)[None].repeat(2, 0), np.ones((2, 33), int))
+        hidden = model.decode(x, np.arange(33)[None].repeat(2, 0), np.ones((2, 33), int))
         got = np.asarray(model.logits(hidden)[0])
     np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max(), rtol=0)
 

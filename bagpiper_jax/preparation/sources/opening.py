@@ -58,6 +58,9 @@ def open_source(spec: str | Mapping[str, Any]) -> Source:
     name = options.get("name") or _name(path, kind)
     common = {"name": name, "defaults": _defaults(options)}
     own = {key: options[key] for key in _OWN.get(kind, ()) if key in options}
+    for key in ("audio_root", "within"):
+        if key in own and not os.path.isdir(own[key]):
+            raise UserError(f"source {name}: {key} names {own[key]}, which is no folder")
     if kind == "folder":
         if not os.path.isdir(path):
             raise UserError(f"source {name}: there is no folder {path}")
