@@ -1,4 +1,4 @@
-"""From mel magnitudes to a waveform in JAX, block by block: mel inversion, then phases.
+"""From mel magnitudes to a waveform, block by block, in JAX: mel inversion, then phases.
 
 Phases are found as in RTISI-LA, by iterations on a window of frames that moves a block at a time:
 what leaves it is final, what follows is fitted to it (Zhu, Beauregard and Wyse, "Real-time signal
@@ -19,7 +19,7 @@ BLOCK = 4  # frames that become final at once
 LOOK_AHEAD = 6  # frames after them that are fitted along
 ITERATIONS = 32
 MOMENTUM = 0.99
-INVERSION_STEPS = 30
+INVERSION_STEPS = 15
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -83,23 +83,21 @@ def _step(state: _State, mel_BxM, valid_B, filters_FxM, *, n_fft: int, hop: int)
     def segments(spectrum):
         return jnp.fft.irfft(spectrum, n_fft) * window
 
-    def rebuild(spectrum):
-        signal = add(state.sound_R, segments(spectrum)) * weight
-        return jnp.fft.rfft(_frames(signal, n_fft, hop) * window)
-
     def with_magnitude(spectrum):
-        return magnitude * spectrum / jnp.maximum(jnp.abs(spectrum), 1e-12)
+        square = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+        return magnitude * jax.lax.rsqrt(jnp.maximum(square, 1e-24)) * spectrum
 
     def iterate(_, carry):
         guess, previous = carry
-        rebuilt = rebuild(with_magnitude(guess))
+        signal = add(state.sound_R, segments(with_magnitude(guess))) * weight
+        rebuilt = jnp.fft.rfft(_frames(signal, n_fft, hop) * window)
         return rebuilt + MOMENTUM * (rebuilt - previous), rebuilt
 
-    # Entering frames take the phases of what is already there of them, zero where nothing is.
-    known = jnp.concatenate([state.guess_AxF, jnp.zeros(entering.shape, jnp.complex64)])
-    there = rebuild(with_magnitude(known))[LOOK_AHEAD:]
-    start = jnp.where(jnp.abs(there) > 1e-9, there, entering)
-    start = jnp.concatenate([state.guess_AxF, start])
+    # Entering frames start as impulses in the middle of their windows. Impulses at the edges (zero
+    # phase), random phases, or those of what older frames hold of them, all ended farther from the
+    # original in Whisper's log-mel.
+    impulse_F = (-1.0) ** jnp.arange(entering.shape[1])
+    start = jnp.concatenate([state.guess_AxF, entering * impulse_F])
     guess, _ = jax.lax.fori_loop(0, ITERATIONS, iterate, (start, jnp.zeros_like(start)))
 
     final = segments(with_magnitude(guess)[:BLOCK])
