@@ -39,8 +39,19 @@ def test_audio_in_every_form_is_the_same_clip(pipe, sound, tmp_path):
     buffer = io.BytesIO()
     soundfile.write(buffer, np.repeat(sound, 2), 32_000, format="FLAC")
     assert pipe.listen(buffer.getvalue()).content.mel.shape == clips[0].shape
-    with pytest.raises(UserError, match="is longer than 30 s: cut it first"):
-        pipe.listen((np.ones(180 * 8_000), 8_000))
+
+
+@pytest.mark.parametrize("seconds", [1, 8, 29, 31, 180])
+def test_clips_of_up_to_30_seconds(pipe, seconds):
+    """Longer ones are refused: none is cut, or heard in part, without a word."""
+    noise = np.random.default_rng(0).standard_normal(seconds * 8_000).astype(np.float32)
+    if seconds > 30:
+        with pytest.raises(UserError, match="is longer than 30 s: cut it first"):
+            pipe.listen((noise, 8_000))
+        return
+    clip = pipe.listen((noise, 8_000)).content
+    assert clip.num_tokens == 13 * seconds and clip.mel.shape[0] == seconds
+    assert isinstance(pipe.describe((noise, 8_000)), str)
 
 
 @pytest.mark.parametrize("modality", ["text", "audio"])
