@@ -89,6 +89,12 @@ class Pipeline:
         """Other weights of the same model, a nested dict as `load_weights` gives."""
         self.engine.replace_weights(params)
 
+    def warm_up(self) -> None:
+        """Compiles what a description and a rendering run, so that the first one does not wait."""
+        noise = np.random.default_rng(0).normal(0, 0.1, 2 * SAMPLE_RATE).astype(np.float32)
+        self.describe(noise)
+        self.render_batch(["a bell"])
+
     def describe(
         self,
         audio: Any,

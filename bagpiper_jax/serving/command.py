@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> None:
         pipeline = Pipeline.load(
             checkpoint, dtype=args.dtype, max_sequences=args.max_sequences, quantize=args.quantize
         )
+        print("bagpiper: compiling the model", file=sys.stderr)
+        pipeline.warm_up()
         model = args.name or os.path.basename(os.path.abspath(checkpoint))
         app = create_app(
             pipeline,

@@ -100,12 +100,6 @@ class Page:
         # one request at a time drives the engine, also where the page of another was closed
         self._engine = threading.Lock()
 
-    def get_ready(self) -> None:
-        """Compiles what a description and a rendering run, so that the first one does not wait."""
-        noise = np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32)
-        self._pipeline.describe(noise)
-        self._pipeline.render_batch(["a bell"])
-
     def look(self, clip: str | None) -> str:
         """A clip's file → its spectrogram, HTML."""
         if clip is None:
@@ -232,9 +226,10 @@ def serve(checkpoint: str, corpus_dir: str, host: str, port: int) -> None:
         # so that the clips are removed then, too
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         os.environ["GRADIO_TEMP_DIR"] = folder
-        page = Page(Pipeline.load(checkpoint))
+        pipeline = Pipeline.load(checkpoint)
         print("bagpiper: compiling the model", flush=True)
-        page.get_ready()
+        pipeline.warm_up()
+        page = Page(pipeline)
         mini = os.path.realpath(checkpoint) == os.path.realpath(MINI)
         name = os.path.basename(os.path.abspath(checkpoint))
         note = _MINI_NOTE if mini else f"The model is `{name}`."
