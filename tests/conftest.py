@@ -1,8 +1,11 @@
 """Eight CPU devices for every test, and the small pieces that many tests share."""
 
 import os
+import signal
 import tempfile
 
+# A shell's background job ignores it, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile much and compute little: without LLVM's long passes they take a third less time.
 os.environ["XLA_FLAGS"] = (
