@@ -109,7 +109,7 @@ def any_audio(audio: Any, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
 
     Args:
       audio: a path, a file's bytes, an array [S] or [S, channels], or a pair (array, rate).
-      sample_rate: of an array without its rate, in Hz.
+      sample_rate: of an array that does not know its rate, in Hz.
 
     Raises:
       UserError: see `load_audio` and `prepare_audio`.
@@ -120,7 +120,7 @@ def any_audio(audio: Any, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
         return decode_audio(bytes(audio))
     if isinstance(audio, tuple):
         audio, sample_rate = audio
-    return prepare_audio(audio, sample_rate)
+    return prepare_audio(audio, getattr(audio, "sample_rate", None) or sample_rate)
 
 
 def prepare_audio(wav: np.ndarray, sample_rate: int, *, name: str = "the clip") -> np.ndarray:

@@ -3,8 +3,9 @@
     python benchmarks/decode.py [--model mini] [--rows 128] [--prompt 64] [--batches 1 4 16]
 
 One row is one step of the decoder and eight codec tokens. PyTorch's side is `Qwen3Model` of
-transformers with its cache and eight heads, float32, sampled the same way; left out where torch is
-not installed. Both sides make every prompt and every row, in turns; the median of --repeats counts.
+transformers with its cache and eight heads, float32, eager, sampled the same way; left out where
+torch is not installed. Both sides make every prompt and every row, in turns; the median of
+--repeats counts.
 
 The limit: every row reads the layers and the codec's part of the head once for the whole batch, and
 each sequence's cache. A guided answer is two sequences.
@@ -132,7 +133,9 @@ def main() -> None:
     # nothing is heard here: the published encoder would be half of a small model
     config = dataclasses.replace(config, encoder=get_config("mini").encoder)
     dtype = np.dtype(args.dtype)
-    engine = Engine(random_model(config, dtype), quantize=args.quantize, max_sequences=64)
+    engine = Engine(
+        random_model(config, dtype), quantize=args.quantize, max_sequences=2 * max(args.batches)
+    )
     peer = torch_peer(config) if jax.default_backend() == "cpu" else None
     copied, read = bandwidth(dtype)
     weights = engine.row_bytes("audio")

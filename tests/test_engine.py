@@ -180,6 +180,24 @@ def test_slots_that_grow_in_mid_answer_change_nothing(engine, monkeypatch, reque
     assert same(listener.answers[number], engine.generate([request])[0])
 
 
+def test_slots_shrink_when_the_long_ones_are_gone(engine, monkeypatch, requests, alone):
+    monkeypatch.setattr(sequences, "_SLOTS", 16)
+    monkeypatch.setattr(engine_module, "_AHEAD", 8)
+    listener = Listener()
+    long = listener.submit(engine, requests[5])
+    listener.hear(engine.step(60))
+    short = listener.submit(engine, requests[8])
+    listener.hear(engine.step(1))
+    before = engine._batch._slots
+    assert {long, short}.isdisjoint(listener.closed)
+    engine.cancel(long)
+    listener.hear(engine.step(1))
+    assert engine._batch._slots < before
+    while engine.busy:
+        listener.hear(engine.step())
+    assert same(listener.answers[short], alone[8])
+
+
 def test_streams_share_the_engine(engine, requests, alone):
     """Two iterators in turn, and a call of `generate` while they are open."""
     listener, streams = Listener(), {}
@@ -416,6 +434,21 @@ def test_int8_is_near(tiny_model, requests):
     small = Engine(tiny_model, quantize="int8")
     (message,) = small.generate([requests[0]])[0][0]
     assert len(message.rows) and small.row_bytes("text") < Engine(tiny_model).row_bytes("text")
+
+
+def test_int8_is_read_at_every_row(tiny_model):
+    """The compiler must not widen the kernels once, before the loop: then none would be saved."""
+    pytest.importorskip("qwix", reason="the extra int8")
+    graph, state = nnx.split(ServedModel(tiny_model, "int8"))
+
+    @jax.jit
+    def loop(state, x):
+        layer = nnx.merge(graph, state).layers[0]
+        return jax.lax.fori_loop(0, 9, lambda _, x: x + layer.mlp(x), x)
+
+    program = loop.lower(state, jnp.ones((1, 1, 32))).compile().as_text()
+    whiles = [line for line in program.splitlines() if " while(" in line]
+    assert whiles and all("s8[32,48]" in line and "f32[32,48]" not in line for line in whiles)
 
 
 def test_quantisation_that_is_not_there_is_told(model, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def test_audio_in_every_form_is_the_same_clip(pipe, sound, tmp_path):
     path = tmp_path / "clip.wav"
     soundfile.write(path, sound, 16_000, subtype="FLOAT")
     stereo = np.stack([sound, np.zeros_like(sound)], axis=1)
-    forms = [path, str(path), path.read_bytes(), np.asarray(sound), stereo, (stereo, 16_000)]
+    forms = [path, str(path), path.read_bytes(), sound, stereo, (stereo, 16_000)]
     clips = [pipe.listen(form).content.mel for form in forms]
     for clip in clips:
         np.testing.assert_array_equal(clip, clips[0])
@@ -89,7 +90,7 @@ def test_text_then_audio_in_one_answer(pipe):
     assert (text.modality, audio.modality) == ("text", "audio")
     assert isinstance(text.content, str) and audio.content.shape[1] == 8
     assert pipe.play(audio).seconds == len(audio.content) / 50
-    alone = pipe.chat(ask, modalities=("text",))
+    alone = pipe.chat(ask, modalities="text")
     assert alone[0].content == text.content
     # the conversation goes on from there
     (more,) = pipe.chat([*ask, text, audio, ask[0]], modalities=("audio",))
@@ -125,6 +126,8 @@ def test_half_a_character_waits():
 def test_a_sound_is_an_array_that_plays(sound):
     assert sound.sample_rate == 16_000 and sound.seconds == len(sound) / 16_000
     assert sound[:160].seconds == 0.01 and (sound * 2).sample_rate == 16_000
+    again = pickle.loads(pickle.dumps(sound))
+    assert again.sample_rate == 16_000 and (again == sound).all()
     page = sound._repr_html_()
     assert page.count("<audio") == page.count("<img") == 1
     assert Sound.of(np.zeros(0), 16_000)._repr_html_().count("<img") == 0

@@ -221,7 +221,7 @@ class Engine:
             wanted += new[-1][1].sequences
         if not wanted:
             return
-        moved = self._batch.reshape(used, wanted, shrink=not self._pending)
+        moved = self._batch.reshape(used, wanted, _AHEAD, shrink=not self._pending)
         if moved is not None:
             for branch in self._branches:
                 branch.number = moved[branch.number]
@@ -269,7 +269,7 @@ class Engine:
         for branch in branches:
             self._begin(branch)
 
-    def _feed(self, branches: list[_Branch], pieces: dict[int, Piece]) -> np.ndarray:
+    def _feed(self, branches: list[_Branch], pieces: dict[int, Piece]) -> list[int]:
         longest = (s.max_rows for b in branches for s in b.request.sampling.values())
         return self._batch.feed(pieces, min(max(longest, default=0), _AHEAD))
 

@@ -223,7 +223,8 @@ class Pipeline:
     ) -> Request:
         """A conversation as the engine takes it."""
         prompt = encode_prompt(messages, self.config.vocab, self.tokenizer)
-        plan = None if modalities is None else tuple(modalities)
+        one = isinstance(modalities, str)
+        plan = (modalities,) if one else modalities and tuple(modalities)
         return Request(prompt, {**self.sampling, **(sampling or {})}, plan, seed, hypotheses)
 
     def _answer(self, conversations, modality, sampling, seed) -> list[Message]:

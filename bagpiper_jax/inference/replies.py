@@ -120,6 +120,9 @@ class Sound(np.ndarray):
     def __array_finalize__(self, source):
         self.sample_rate = getattr(source, "sample_rate", None)
 
+    def __reduce__(self):
+        return Sound.of, (np.asarray(self), self.sample_rate)
+
     @property
     def seconds(self) -> float:
         return len(self) / self.sample_rate

@@ -97,7 +97,8 @@ def choose(logits, keys, temperature, top_k, top_p, *, bound: int, nucleus: bool
     if nucleus:
         chances = jax.nn.softmax(scaled, axis=-1)
         before = jnp.cumsum(chances, axis=-1) - chances
-        scaled = jnp.where((before < rows(top_p)) | (rank == 0), scaled, -jnp.inf)
+        kept = (before < rows(top_p)) | (rows(top_p) >= 1) | (rank == 0)
+        scaled = jnp.where(kept, scaled, -jnp.inf)
     # ranks first: a candidate's noise is the same whatever the bound
     shape = (scaled.shape[-1], *scaled.shape[1:-1])
     noise = jnp.moveaxis(jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys), 1, -1)

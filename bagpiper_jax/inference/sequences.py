@@ -20,7 +20,8 @@ from bagpiper_jax.modeling.qwen3 import LayerCache
 from bagpiper_jax.sharding import automatic, partition
 
 _SLOTS = 128  # the smallest cache
-_TOP_K = 32  # the smallest bound of candidates
+_BOUNDS = (32, 256)  # of candidates; each is compiled
+_PREFILL_ROWS = 4096  # that one call reads at most, but for a single long prompt
 
 
 class Sequences:
@@ -87,13 +88,16 @@ class Sequences:
         self._caches: steps.Caches | None = None
         self.numbers = steps.Numbers.idle(0)
 
-    def reshape(self, used: Sequence[int], wanted: int, *, shrink: bool) -> dict[int, int] | None:
+    def reshape(
+        self, used: Sequence[int], wanted: int, ahead: int, *, shrink: bool
+    ) -> dict[int, int] | None:
         """Makes place for `wanted` sequences.
 
         Args:
           used: sequences to keep.
           wanted: how many there shall be at least.
-          shrink: whether to give place up where half of it would do.
+          ahead: rows for which their caches should have room.
+          shrink: whether to give place and slots up where half of them would do.
 
         Returns:
           old number → new number of those in use, or None if nothing has moved.
@@ -103,11 +107,15 @@ class Sequences:
             self.numbers = steps.Numbers.idle(size)
             self._caches = self._empty(size, _SLOTS)
             return None
-        if now >= size and not (shrink and 2 * size <= now):
+        slots = self._slots
+        if shrink and used:
+            slots = min(slots, bucket(int(self.numbers.length[list(used)].max()) + ahead, _SLOTS))
+        if now >= size and slots == self._slots and not (shrink and 2 * size <= now):
             return None
+        size = size if shrink else max(size, now)
         order = np.zeros(size, np.int32)
         order[: len(used)] = used
-        self._caches = self._resize(self._caches, order, self._slots)
+        self._caches = self._resize(self._caches, order, slots)
         moved = {old: new for new, old in enumerate(used)}
         numbers = steps.Numbers.idle(size)
         for field, values, old in zip(steps.Numbers._fields, numbers, self.numbers, strict=True):
@@ -120,7 +128,7 @@ class Sequences:
         """Leaves a sequence idle."""
         self._set(number, kind=steps.IDLE, leader=number, guide=number, length=0)
 
-    def feed(self, pieces: Mapping[int, Piece], ahead: int) -> np.ndarray:
+    def feed(self, pieces: Mapping[int, Piece], ahead: int) -> list[int]:
         """Pieces of context at the end of sequences.
 
         Args:
@@ -130,8 +138,17 @@ class Sequences:
         Returns:
           for each, whether its likelier next marker is "text" (0) or "audio" (1).
         """
-        if not pieces:
-            return np.zeros(0, np.int32)
+        chosen: list[int] = []
+        part: dict[int, Piece] = {}
+        for number, piece in pieces.items():
+            longest = max(len(p.tokens) for p in (*part.values(), piece))
+            if part and bucket(len(part) + 1, 1) * longest > _PREFILL_ROWS:
+                chosen += self._feed(part, ahead)
+                part = {}
+            part[number] = piece
+        return chosen + (self._feed(part, ahead) if part else [])
+
+    def _feed(self, pieces: Mapping[int, Piece], ahead: int) -> list[int]:
         rows = list(pieces)
         starts = self.numbers.length[rows]
         prompts = pack(
@@ -146,7 +163,7 @@ class Sequences:
         self.make_room(max(max(starts) + prompts.tokens.shape[1], max(lengths) + ahead))
         self._caches, chosen = self._extend(self._params, self._caches, prompts)
         self.numbers.length[rows] = lengths
-        return np.asarray(chosen)[: len(rows)]
+        return np.asarray(chosen)[: len(rows)].tolist()
 
     def copy(self, source: int, target: int) -> None:
         """The context of one sequence into another one."""
@@ -174,7 +191,9 @@ class Sequences:
         `numbers.step` tells how many there are of each.
         """
         used, before = list(used), self.numbers
-        self.make_room(int(before.length[used].max()) + limit)
+        # a message ends where the context does
+        context = self._config.decoder.max_position_embeddings
+        self.make_room(min(int(before.length[used].max()) + limit, context))
         top_k = before.top_k[used]
         self._caches, changed, out = self._generate(
             self._params,
@@ -184,7 +203,7 @@ class Sequences:
             np.bool_(pause),
             kinds=frozenset(before.kind[used].tolist()),
             guided=bool((before.guide != np.arange(len(self))).any()),
-            bound=bucket(int(top_k.max()), _TOP_K) if top_k.min() else 0,
+            bound=next((b for b in _BOUNDS if top_k.min() and top_k.max() <= b), 0),
             nucleus=bool((before.top_p[used] < 1).any()),
         )
         changed, out = jax.device_get((changed, out))

@@ -29,7 +29,9 @@ class QuantizedLinear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[n, in] → [n, out]."""
-        return (x @ self.kernel[...].astype(x.dtype)) * self.scale[...].astype(x.dtype)
+        # tied to x, so that the compiler does not widen all kernels once before a loop over rows
+        kernel, x = jax.lax.optimization_barrier((self.kernel[...], x))
+        return (x @ kernel.astype(x.dtype)) * self.scale[...].astype(x.dtype)
 
 
 class ServedModel(nnx.Module):

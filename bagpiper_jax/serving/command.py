@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
     from bagpiper_jax.release import MINI
 
     token = os.environ.get(TOKEN)
-    if token is not None and not token.strip():
+    token = None if token is None else token.strip()
+    if token == "":
         raise UserError(f"{TOKEN} is empty: give it a token, or unset it")
     checkpoint = args.checkpoint or MINI
     # before the model is loaded: a port in use is told at once
