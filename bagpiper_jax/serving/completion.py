@@ -25,6 +25,7 @@ from bagpiper_jax.serving.service import Place, Service
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_EVENTS = "text/event-stream"
 _BODY_SECONDS = 60.0  # a body comes within it
 _LINGER = 2.0  # seconds for which a body that is too large is read and dropped
 _THREADS = 4
@@ -68,7 +69,8 @@ class Completion(Response):
         super().__init__()
         self._shared = shared
         self._began = time.monotonic()
-        self._streams = self._complete = False
+        self._kind = ""  # of the body whose status is out
+        self._complete = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         outcome, refusal = "cancelled", None
@@ -121,7 +123,8 @@ class Completion(Response):
                     if len(data) > limit:
                         raise refusal
         except TimeoutError as e:
-            text = f"the body was not complete after {_BODY_SECONDS:g} s"
+            seconds = min(_BODY_SECONDS, self._shared.timeout)
+            text = f"the body was not complete after {seconds:g} s"
             raise Refusal(408, text, outcome="timeout", headers={"Connection": "close"}) from e
         return data
 
@@ -138,9 +141,8 @@ class Completion(Response):
         reply = self._reply(asked)
         async with contextlib.aclosing(self._pieces(asked, place, reply)) as pieces:
             async for piece in pieces:
-                if not self._streams:  # what fails before has a status of its own
-                    await self._start(send, "text/event-stream")
-                    self._streams = True
+                if not self._kind:  # what fails before has a status of its own
+                    await self._start(send, _EVENTS)
                 for chunk in reply.chunks(piece):
                     await self._say(send, chunk)
         await self._say(send, b"".join(reply.tail()), last=True)
@@ -204,6 +206,7 @@ class Completion(Response):
         else:
             headers.append((b"content-length", str(length).encode()))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        self._kind = kind
 
     async def _say(self, send: Send, body: bytes, *, last: bool = False) -> None:
         self._complete = last
@@ -211,7 +214,9 @@ class Completion(Response):
         await self._within(send(message))
 
     async def _refuse(self, why: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._streams:  # the status is out: an event tells it
+        if self._kind and self._kind != _EVENTS:
+            return  # amid a whole answer nothing can be told: the connection ends before its length
+        if self._kind:  # the status is out: an event tells it
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
                     body = {"type": "http.response.body", "body": event_of(why.body)}
