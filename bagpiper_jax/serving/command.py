@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import socket
 import sys
 
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.serving.address import bound, url
 
 TOKEN = "BAGPIPER_TOKEN"
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{TOKEN} is empty: give it a token, or unset it")
     checkpoint = args.checkpoint or MINI
     # before the model is loaded: a port in use is told at once
-    with _bound(args.host, args.port) as listener:
+    with bound(args.host, args.port) as listener:
         pipeline = Pipeline.load(
             checkpoint, dtype=args.dtype, max_sequences=args.max_sequences, quantize=args.quantize
         )
@@ -73,10 +73,9 @@ def run(args: argparse.Namespace) -> None:
             max_body=args.max_body * 2**20,
             token=token,
         )
-        host, port = listener.getsockname()[:2]
         if token is None and args.host not in ("127.0.0.1", "::1", "localhost"):
-            print(f"bagpiper: whoever reaches {host} may ask: set {TOKEN}", file=sys.stderr)
-        print(f"bagpiper: {model} at http://{host}:{port}/v1", file=sys.stderr)
+            print(f"bagpiper: whoever reaches {args.host} may ask: set {TOKEN}", file=sys.stderr)
+        print(f"bagpiper: {model} at {url(listener)}/v1", file=sys.stderr)
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         Server(app, grace=args.grace).run([listener])
 
@@ -86,15 +85,3 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not positive")
     return value
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket that has the address and does not listen yet."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except (OSError, OverflowError) as e:
-        listener.close()
-        raise UserError(f"cannot listen at {host}:{port}: {e}") from e
-    return listener

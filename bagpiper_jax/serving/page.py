@@ -11,7 +11,6 @@ import dataclasses
 import html
 import os
 import signal
-import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from bagpiper_jax.inference.sampling import Sampling
 from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
 from bagpiper_jax.input_pipeline.scenes import Scene, plan_scene, render_scene
 from bagpiper_jax.release import MINI
+from bagpiper_jax.serving.address import bound, url
 
 # scenes of the development split: digits, sounds and digits, sounds, speech over music
 _CLIPS = (6, 4, 8, 7)
@@ -222,7 +222,7 @@ def serve(checkpoint: str, corpus_dir: str, host: str, port: int) -> None:
     Raises:
       UserError: the checkpoint does not load, or the port cannot be had.
     """
-    with _bound(host, port) as listener, tempfile.TemporaryDirectory() as folder:
+    with bound(host, port) as listener, tempfile.TemporaryDirectory() as folder:
         # so that the clips are removed then, too
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -235,8 +235,7 @@ def serve(checkpoint: str, corpus_dir: str, host: str, port: int) -> None:
         note = _MINI_NOTE if mini else f"The model is `{name}`."
         app = application(page.blocks("Bagpiper", note, make_examples(corpus_dir, folder)))
         settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
-        place = f"[{host}]" if ":" in host else host
-        print(f"bagpiper: http://{place}:{listener.getsockname()[1]}", flush=True)
+        print(f"bagpiper: {url(listener)}", flush=True)
         uvicorn.Server(settings).run([listener])
 
 
@@ -262,21 +261,6 @@ def application(blocks: gr.Blocks) -> fastapi.FastAPI:
         pwa=False,
         mcp_server=False,
     )
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket at the address, had before the model loads."""
-    if not 0 <= port < 2**16:
-        raise UserError(f"--port {port} is none: choose one from 0 to 65535")
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen()
-    except OSError as e:
-        raise UserError(f"cannot listen on {host}:{port}: {e}; choose another --port") from e
-    return listener
 
 
 @contextlib.contextmanager
