@@ -10,6 +10,7 @@ import numpy as np
 from bagpiper_jax.conversation import Example
 from bagpiper_jax.inference.steps import Prompts
 from bagpiper_jax.input_pipeline.batch import block_windows, pack_row
+from bagpiper_jax.log_mel import WINDOW_FRAMES
 from bagpiper_jax.modeling.config import BagpiperConfig
 
 _LENGTH = 16  # rows of the shortest piece
@@ -78,7 +79,7 @@ def pack(
         starts=np.zeros(count, np.int32),
         counts=np.ones(count, np.int32),
         tokens=np.zeros((count, length, config.vocab.num_streams), np.int32),
-        mel=np.zeros((count, windows, 100, config.encoder.num_mel_bins), np.float32),
+        mel=np.zeros((count, windows, WINDOW_FRAMES, config.encoder.num_mel_bins), np.float32),
         mel_frames=np.zeros((count, windows), np.int32),
         audio_index=np.full((count, length), -1, np.int32),
     )
