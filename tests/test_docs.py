@@ -1,4 +1,4 @@
-"""The API reference is whole, and what docs/contributing.md says of imports is true."""
+"""The API reference is whole."""
 
 import subprocess
 import sys
