@@ -30,9 +30,11 @@ def get_config(stage: str = "mixture") -> ml_collections.ConfigDict:
         raise ValueError(f"there is no stage {stage!r}: choose one of {', '.join(STAGES)}")
     c = ml_collections.ConfigDict()
     c.model = "mini"  # preset of bagpiper_jax.get_config
+    c.model_changes = ml_collections.ConfigDict()  # in which the model differs from it
     c.seed = 0  # of weights, scenes and their order
     c.steps = 1500  # optimizer steps
     c.init_from = ""  # run or checkpoint whose weights, tokenizer and codec to start from
+    c.init_parts = ()  # the parts whose weights are taken of it, like ("audio_tower",); empty: all
     c.frozen = ()  # there is nothing yet that could stay as it is
 
     c.data = ml_collections.ConfigDict()

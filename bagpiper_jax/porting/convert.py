@@ -93,6 +93,11 @@ def convert(
         need_originals()
     kind = CASTS[dtype] if dtype else None
     shapes, tensors, codec_shapes = _open(source, config, tower, codec, kind)
+    if to in ("espnet", "safetensors") and shapes.vocab.stream_delay != 1:
+        raise UserError(
+            f"{source} has a stream_delay of {shapes.vocab.stream_delay}: programs that read {to} "
+            "know a delay of 1 alone"
+        )
     table, tensors = fit(source, tensors, shapes, codec_shapes)
     outputs = outputs_of(table, tensors, shapes, to)
     size = sum(output.num_bytes for output in outputs.values())

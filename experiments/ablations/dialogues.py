@@ -1,0 +1,33 @@
+"""Ablation of caption-then-process: the mini model answers questions about scenes, and requests.
+
+    bagpiper train --config experiments/ablations/dialogues.py:question \\
+        --config.seed=1 --workdir runs/ablations/question-1
+
+Supervised fine-tuning of the embedded model, with the caption before the answer or the audio
+("question", "request") and without ("question_direct", "request_direct"). All see as many tokens;
+with captions these are fewer dialogues.
+"""
+
+import os
+
+from bagpiper_jax.release import MINI
+from bagpiper_jax.training.config import sibling
+
+VARIANTS = ("question", "question_direct", "request", "request_direct")
+_EXPERIMENTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
+
+
+def get_config(variant: str = "question"):
+    """The settings of a variant, one of VARIANTS."""
+    if variant not in VARIANTS:
+        raise ValueError(f"there is no variant {variant!r}: choose one of {', '.join(VARIANTS)}")
+    c = sibling(os.path.join(_EXPERIMENTS, "mini.py"), "mini").get_config("mixture")
+    c.init_from = MINI
+    c.steps = 500
+    c.data.profile = "scene"
+    c.data.mixture = {variant: 1.0}
+    c.data.windows = 48  # so that direct dialogues, which are short, fill their rows too
+    c.optimizer.peak_lr = 5e-4
+    c.optimizer.final_ratio = 0.1  # (paper)
+    c.sample_every = c.steps
+    return c
