@@ -4,8 +4,8 @@
         --config.seed=1 --workdir runs/ablations/parallel-1
 
 `experiments/ablations/run.py` trains, measures and tabulates all of them. A variant is the base
-with the changes of its function below. The base is `mini.py:words` with less to learn and a budget
-of a few minutes; all variants see the same number of tokens.
+with the changes of its function below; those of STARTS want `--config.init_from` too. The base is
+`mini.py:words` with less to learn; all variants that are compared see the same number of tokens.
 """
 
 import os
@@ -50,6 +50,29 @@ def _encoder_frozen(c):
     c.frozen = ("audio_tower",)  # (paper)
 
 
+def _text(c):
+    """A language model that has read captions and heard nothing: where the next three start."""
+    c.data.profile = "scene"
+    c.data.mixture = {"text_to_audio": 0.0, "audio_to_text": 0.0, "text_only": 1.0}
+    c.steps = STEPS // 2
+
+
+def _warmup(c):
+    c.frozen = ("model.layers",)  # tables, stream_emb, adaptor and final norm learn (paper)
+    c.steps = STEPS // 5
+    c.optimizer.final_ratio = 1.0  # (paper)
+
+
+def _warmed(c):
+    c.steps = STEPS - STEPS // 5
+
+
+def _not_warmed(c):
+    pass
+
+
+# variants that go on from the run of another one
+STARTS = {"warmup": "text", "warmed": "warmup", "not_warmed": "text"}
 VARIANTS = {
     "base": _base,
     "parallel": _parallel,
@@ -59,6 +82,10 @@ VARIANTS = {
     "with_text": _with_text,
     "encoder_trained": _encoder_trained,
     "encoder_frozen": _encoder_frozen,
+    "text": _text,
+    "warmup": _warmup,
+    "warmed": _warmed,
+    "not_warmed": _not_warmed,
 }
 
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+from pretraining import STARTS
 from table import Column, write_tables
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -100,6 +101,14 @@ ABLATIONS = {
         "digits",
         _DIGITS,
     ),
+    "warmup": Ablation(
+        "A language model: tables and adaptor first, or all at once?",
+        "pretraining",
+        ("not_warmed", "warmed"),
+        1,
+        "digits",
+        _DIGITS,
+    ),
     "caption_first": Ablation(
         "A caption before the answer, or the answer at once?",
         "dialogues",
@@ -149,11 +158,22 @@ def run(out: str, ablation: Ablation, variant: str, seed: int) -> None:
     measured = os.path.join(workdir, "evaluation")
     if os.path.exists(os.path.join(measured, "results.json")):
         return
-    config = os.path.join(_HERE, f"{ablation.config}.py")
-    _call("train", f"--config={config}:{variant}", f"--config.seed={seed}", "--workdir", workdir)
+    train(out, ablation.config, variant, seed)
     config = os.path.join(_HERE, "measure.py")
     settings = [f"--config={config}:{ablation.world}", f"--config.checkpoint={workdir}"]
     _call("evaluate", *settings, "--workdir", measured)
+
+
+def train(out: str, name: str, variant: str, seed: int) -> str:
+    """Trains a run, and before it the one that it starts from; returns its directory."""
+    config = os.path.join(_HERE, f"{name}.py")
+    workdir = os.path.join(out, f"{variant}-{seed}")
+    arguments = [f"--config={config}:{variant}", f"--config.seed={seed}", "--workdir", workdir]
+    if variant in STARTS:
+        start = train(out, name, STARTS[variant], seed)
+        arguments.append(f"--config.init_from={start}")
+    _call("train", *arguments)
+    return workdir
 
 
 def _call(command: str, *arguments: str) -> None:
