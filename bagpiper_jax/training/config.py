@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -303,6 +304,11 @@ _FREE = {
 }
 
 
+def flat_settings(run: RunConfig) -> dict[str, Any]:
+    """Dotted key → value of all settings, as they are kept in a workdir."""
+    return _flat(json.loads(json.dumps(dataclasses.asdict(run))))
+
+
 def claim_workdir(workdir: str, run: RunConfig, *, must_resume: bool = False) -> None:
     """Makes the directory this run's own, or checks that it already is.
 
@@ -318,7 +324,7 @@ def claim_workdir(workdir: str, run: RunConfig, *, must_resume: bool = False) ->
                 theirs = json.load(f)
         except ValueError as e:
             raise UserError(f"{path} is damaged: choose another --workdir") from e
-        mine, theirs = _flat(mine), _LATER | _flat(theirs)
+        mine, theirs = flat_settings(run), _LATER | _flat(theirs)
         differing = sorted(
             key for key in {*mine, *theirs} - _FREE if mine.get(key) != theirs.get(key)
         )
