@@ -1,4 +1,4 @@
-"""Questions about held-out scenes, answered with or without a caption before the answer.
+"""Questions about held-out scenes, answered by the model or read off its captions.
 
 What a caption-then-process model gains by its caption (arXiv 2602.05220) is the difference between
 two checkpoints: trained on the tasks `question` and `question_direct`.
@@ -13,12 +13,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.evaluation.caption_reader import read_answer
 from bagpiper_jax.evaluation.mini_probes import in_chunks, score_caption
 from bagpiper_jax.evaluation.text_metrics import Interval, bootstrap_ratio
 from bagpiper_jax.input_pipeline.scenes import (
     Corpus,
     Question,
+    Scene,
     ask,
+    parse_caption,
     plan_scene,
     render_scene,
     split_answer,
@@ -28,8 +31,15 @@ from bagpiper_jax.input_pipeline.scenes.questions import OF_WORDS
 _LOOKED_AHEAD = 20  # scenes, for one of the same kind whose audio stands in
 
 
+class Describer(Protocol):
+    """What the probe by captions asks of `inference.pipeline.Pipeline`."""
+
+    def describe_batch(self, audios, *, sampling, seed=0) -> list[str]:
+        """Captions of clips, float32 [S] at 16 kHz."""
+
+
 class Answerer(Protocol):
-    """What the probe asks of `inference.pipeline.Pipeline`."""
+    """What the probe by answers asks of `inference.pipeline.Pipeline`."""
 
     def describe_batch(self, audios, question, *, sampling, seed=0) -> list[str]:
         """Answers to a question for each clip, float32 [S] at 16 kHz."""
@@ -45,7 +55,7 @@ def question_probe(
     count: int = 500,
     seed: int = 1,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Share of right answers, by kind of question.
+    """Share of right answers to questions about clips, by kind of question.
 
     Beside each figure: `majority`, what the most frequent right answer of its kind would reach, and
     `control`, the same questions about another scene's audio.
@@ -64,12 +74,7 @@ def question_probe(
     Raises:
       UserError: fewer than two questions asked for.
     """
-    if count < 2:
-        raise UserError("the question probe needs at least two scenes")
-    scenes = [plan_scene(corpus, seed, i, split, profile) for i in range(count)]
-    labels = corpus.labels["train", "sound"]
-    asked = [ask(scene, labels) for scene in scenes]
-    others = _others(asked)
+    scenes, asked, others = _asked(corpus, split, profile, count, seed)
 
     def answers(heard: Sequence[int], name: str) -> list[str]:
         def call(part: Sequence[tuple[int, int]]) -> list[str]:
@@ -81,36 +86,102 @@ def question_probe(
 
     own = answers(range(count), f"questions {split}")
     control = answers(others, f"questions {split}, other audio")
+    items = [
+        {"output": own[i], **_answered(own[i], question, scenes[i], corpus)}
+        | {"control": {"output": control[i], **_answered(control[i], question)}}
+        for i, question in enumerate(asked)
+    ]
+    return _outcome("questions", items, scenes, asked, others, seed)
+
+
+def caption_question_probe(
+    generator: Describer,
+    corpus: Corpus,
+    sampling: Any,
+    *,
+    split: str,
+    profile: str = "scene",
+    count: int = 500,
+    seed: int = 1,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Share of questions that the model's captions answer to a reader who hears nothing.
+
+    The understanding probe of arXiv 2602.05220, with `caption_reader` in the place of a language
+    model. Arguments, figures and errors are those of `question_probe`; the control reads the
+    caption of another scene.
+    """
+    scenes, asked, others = _asked(corpus, split, profile, count, seed)
+
+    def describe(part: Sequence[Scene]) -> list[str]:
+        wavs = [render_scene(corpus, scene) for scene in part]
+        return generator.describe_batch(wavs, sampling=sampling, seed=seed)
+
+    captions = in_chunks(describe, scenes, f"describe {split}")
+    music = corpus.labels["train", "music"]
+    read = [parse_caption(caption, corpus.event_labels) for caption in captions]
     items = []
-    for i, (scene, question) in enumerate(zip(scenes, asked, strict=True)):
-        caption, answer = split_answer(own[i])
-        item = {
-            "probe": "questions",
-            "split": split,
-            "profile": profile,
+    for i, question in enumerate(asked):
+        answer, other = (read_answer(question, read[j], music) for j in (i, others[i]))
+        items.append(
+            {"output": captions[i], "answer": answer, "right": same_answer(answer, question.answer)}
+            | {"control": {"answer": other, "right": same_answer(other, question.answer)}}
+        )
+    return _outcome("caption_questions", items, scenes, asked, others, seed)
+
+
+def _asked(
+    corpus: Corpus, split: str, profile: str, count: int, seed: int
+) -> tuple[list[Scene], list[Question], list[int]]:
+    """Scenes, a question for each, and for each the scene whose audio or caption stands in."""
+    if count < 2:
+        raise UserError("a probe by questions needs at least two scenes")
+    scenes = [plan_scene(corpus, seed, i, split, profile) for i in range(count)]
+    asked = [ask(scene, corpus.labels["train", "sound"]) for scene in scenes]
+    return scenes, asked, _others(asked)
+
+
+def _answered(
+    text: str, question: Question, scene: Scene | None = None, corpus: Corpus | None = None
+) -> dict[str, Any]:
+    """A text as an answer, and of a scene's own whether its caption, if there is one, is right."""
+    caption, answer = split_answer(text)
+    out: dict[str, Any] = {"answer": answer, "right": same_answer(answer, question.answer)}
+    if caption and scene is not None:
+        scored = score_caption(scene, caption, corpus.event_labels)
+        events = scored["events"]
+        out["caption_right"] = events["truth"] == events["named"] and not any(
+            quote["errors"].errors for quote in scored["quotes"]
+        )
+    return out
+
+
+def _outcome(
+    probe: str,
+    answered: Sequence[dict[str, Any]],
+    scenes: Sequence[Scene],
+    asked: Sequence[Question],
+    others: Sequence[int],
+    seed: int,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    items = [
+        {
+            "probe": probe,
+            "split": scene.split,
+            "profile": scene.profile,
             "seed": seed,
             "index": scene.index,
             "kind": question.kind,
             "question": question.text,
             "new_wording": question.new_wording,
             "truth": question.answer,
-            "output": own[i],
-            "answer": answer,
-            "right": same_answer(answer, question.answer),
-            "control": {
-                "of": scenes[others[i]].index,
-                "output": control[i],
-                "right": same_answer(split_answer(control[i])[1], question.answer),
-            },
+            **item,
         }
-        if caption:
-            scored = score_caption(scene, caption, corpus.event_labels)
-            events = scored["events"]
-            item["caption_right"] = events["truth"] == events["named"] and not any(
-                quote["errors"].errors for quote in scored["quotes"]
-            )
-        items.append(item)
-    return {"split": split, "profile": profile, "questions": count, **_figures(items, seed)}, items
+        for item, scene, question in zip(answered, scenes, asked, strict=True)
+    ]
+    for item, other in zip(items, others, strict=True):
+        item["control"]["of"] = scenes[other].index
+    where = {"split": scenes[0].split, "profile": scenes[0].profile, "questions": len(items)}
+    return {**where, **_figures(items, seed)}, items
 
 
 def same_answer(written: str, truth: str) -> bool:

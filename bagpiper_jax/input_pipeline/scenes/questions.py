@@ -15,7 +15,7 @@ from bagpiper_jax.input_pipeline.scenes.scene import SPELLED, Dice, Scene, gener
 
 NUMBERS = captions.NUMBERS
 _DIGITS = NUMBERS[:10]
-_ORDINALS = ("first", "second", "third", "fourth", "fifth")
+ORDINALS = ("first", "second", "third", "fourth", "fifth")
 
 # Ways to ask, by kind. The last of each is held out of training.
 WORDINGS = {
@@ -70,12 +70,17 @@ _ROOMS = {"none": "dry", "small room": "from a small room", "large hall": "from 
 
 
 class Question(NamedTuple):
-    """What is asked of a scene, and the answer. new_wording: training never asks like this."""
+    """What is asked of a scene, and the answer.
+
+    new_wording: training never asks like this. blanks: what the wording was filled with: `n`, a
+    number's name, or `a` and `b`, names of events.
+    """
 
     kind: str
     text: str
     answer: str
     new_wording: bool
+    blanks: dict[str, str]
 
 
 def ask(scene: Scene, labels: Sequence[str]) -> Question:
@@ -94,7 +99,7 @@ def ask(scene: Scene, labels: Sequence[str]) -> Question:
     blanks, answer = answers[kind]
     ways = WORDINGS[kind]
     number = dice.below(len(ways) - (scene.split == "train"))
-    return Question(kind, ways[number].format(**blanks), answer, number == len(ways) - 1)
+    return Question(kind, ways[number].format(**blanks), answer, number == len(ways) - 1, blanks)
 
 
 def request(scene: Scene) -> str:
@@ -135,7 +140,7 @@ def _answers(scene: Scene, dice: Dice, labels: Sequence[str]) -> dict[str, tuple
         known["backwards"] = ({}, " ".join(reversed(words)))
         if spoken[0].kind in SPELLED:
             place = dice.below(len(words))
-            known["nth"] = ({"n": _ORDINALS[place]}, words[place])
+            known["nth"] = ({"n": ORDINALS[place]}, words[place])
             known["length"] = ({}, NUMBERS[len(words)])
         if spoken[0].kind == "digits":
             known["largest"] = ({}, max(words, key=_DIGITS.index))
