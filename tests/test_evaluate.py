@@ -4,13 +4,15 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from scene_world import SEED, Oracle, tones
+from probe_oracle import SEED, Oracle, tone_corpus
 from scripted_model import ScriptedEars, ScriptedPipeline
 
 from bagpiper_jax import files
@@ -129,7 +131,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def corpus():
-    return tones()
+    return tone_corpus()
 
 
 @pytest.fixture
@@ -421,3 +423,30 @@ def test_the_oracle_and_the_script_differ_in_pairs(corpus, tmp_path):
     )
     assert difference.value == pytest.approx(found["script"]["wer"]["spelled"].value)
     assert difference.low > 0.5
+
+
+@pytest.mark.slow
+def test_the_mini_model_killed_by_the_system_gives_the_same_bytes(tmp_path):
+    """SIGKILL at some moment of the generation, then once more later on, then to the end."""
+    settings = ["--config.evaluators.unseen.use=", "--config.evaluators.codec.use="]
+    settings += ["--config.evaluators.cfg_sweep.use=", "--config.evaluators.rendering.keep=1"]
+    settings += [f"--config.evaluators.rendering.{kind}=1" for kind in ("digits", "letters")]
+    settings += ["--config.evaluators.rendering.phrases=0"]
+    settings += ["--config.evaluators.understanding.scenes=24"]  # two chunks
+
+    def start(name):
+        argv = [sys.executable, "-m", "bagpiper_jax.cli", "evaluate", "--workdir"]
+        return subprocess.Popen([*argv, str(tmp_path / name), *settings])
+
+    assert start("whole").wait() == 0
+    outputs = tmp_path / "killed" / "outputs.jsonl"
+    for lines in (1, 2):
+        process = start("killed")
+        while not outputs.exists() or outputs.read_bytes().count(b"\n") < lines:
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.kill()
+        process.wait()
+        assert not (tmp_path / "killed" / "results.json").exists()
+    assert start("killed").wait() == 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scene_world import SEED, Ears, Oracle, tones
+from probe_oracle import SEED, Ears, Oracle, tone_corpus
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation import (
@@ -42,7 +42,7 @@ from bagpiper_jax.release import MINI, weights_digest
 
 @pytest.fixture(scope="module")
 def corpus():
-    return tones()
+    return tone_corpus()
 
 
 @pytest.fixture(scope="module")
@@ -156,10 +156,12 @@ def test_settings_for_scenes_are_greedy_in_text_and_short():
 # The whole, and the report
 
 
-@pytest.fixture
-def evaluated(corpus, oracle, monkeypatch, tmp_path):
+@pytest.fixture(scope="module")
+def evaluated(corpus, oracle, tmp_path_factory):
     class Forgetful(Oracle):
         """Drops the first caption, and a digit from the third."""
+
+        engine = None  # it generates nothing
 
         def describe_batch(self, wavs, **options):
             texts = super().describe_batch(wavs, **options)
@@ -167,18 +169,13 @@ def evaluated(corpus, oracle, monkeypatch, tmp_path):
             texts[2] = re.sub(r'"(\w+) ', r'"nine \1 ', texts[2])
             return texts
 
-    forgetful = Forgetful(corpus)
-    monkeypatch.setattr(context.Pipeline, "load", lambda path: forgetful)
-    monkeypatch.setattr(context, "load_corpus", lambda path: corpus)
-    monkeypatch.setattr(context, "load_assets", lambda path: forgetful)
-    monkeypatch.setattr(asr, "Whisper", lambda: Ears(oracle))
-    monkeypatch.setattr(asr, "visqol", lambda a, b: iter([5.0] * len(a)))
-    (tmp_path / "mini").mkdir()
-    (tmp_path / "mini" / "model.safetensors").write_bytes(b"weights")
+    forgetful, directory = Forgetful(corpus), tmp_path_factory.mktemp("evaluated")
+    (directory / "mini").mkdir()
+    (directory / "mini" / "model.safetensors").write_bytes(b"weights")
     settings = config.load_config(
         config.experiment("evaluate_mini"),
         [
-            f"--config.checkpoint={tmp_path / 'mini'}",
+            f"--config.checkpoint={directory / 'mini'}",
             "--config.corpus=",
             f"--config.seed={SEED}",
             "--config.evaluators.codec.prompts=1",
@@ -190,8 +187,14 @@ def evaluated(corpus, oracle, monkeypatch, tmp_path):
             "--config.evaluators.cfg_sweep.digits=2",
         ],
     )
-    out = tmp_path / "out"
-    return out, evaluate.evaluate(settings, str(out)), context.Scenes(settings.checkpoint, "")
+    out = directory / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(context.Pipeline, "load", lambda path: forgetful)
+        patch.setattr(context, "load_corpus", lambda path: corpus)
+        patch.setattr(asr, "Whisper", lambda: Ears(oracle))
+        patch.setattr(asr, "visqol", lambda a, b: iter([5.0] * len(a)))
+        results = evaluate.evaluate(settings, str(out))
+    return out, results, SimpleNamespace(corpus=corpus, codec=oracle.codec)
 
 
 def test_results_are_written_and_read_back(evaluated):

@@ -1,4 +1,4 @@
-"""A made-up corpus, and what knows its scenes: an oracle of a pipeline, and ears."""
+"""A made-up corpus of tones for the probes, and a pipeline that knows its scenes."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ SEED = 3
 SOUNDS = ("a gong", "rain", "a large dog", "howling wind", "a ship horn", "birdsong")
 
 
-def tones():
+def tone_corpus():
     """Tones under the names of words and sounds; no two clips alike."""
     clips, audio = [], {}
 
@@ -44,12 +44,12 @@ def tones():
 class Oracle:
     """A pipeline that knows the scenes: right captions, and audio that is the scene's own."""
 
-    engine = None  # it generates nothing
     sampling = {"text": TEXT, "audio": AUDIO}
     codec = SimpleNamespace(encode=lambda wav: wav, decode=lambda codes: codes)
 
     def __init__(self, corpus, splits=("dev", "test_a", "test_b"), count=60):
-        self.captions, self.wavs, self.words, self.settings = {}, {}, {}, []
+        self.captions, self.wavs, self.words, self.scenes = {}, {}, {}, {}
+        self.settings = []
         for split in splits:
             scenes = [
                 plan_scene(corpus, SEED, index, split, profile)
@@ -63,6 +63,7 @@ class Oracle:
                 wav = render_scene(corpus, scene)
                 self.captions[wav.tobytes()] = scene.caption
                 self.wavs[scene.caption] = wav
+                self.scenes[wav.tobytes()] = scene
                 spoken = [event.text for event in scene.events if event.voice]
                 self.words[wav.tobytes()] = " ".join(spoken)
         for clip in corpus.clips.values():
