@@ -1,5 +1,6 @@
 """`bagpiper evaluate` as a whole: config, registry, resuming, refusing, comparing."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from generation import same
 from ml_collections import ConfigDict
 from probe_oracle import SEED, Oracle, tone_corpus
 from scripted_model import ScriptedEars, ScriptedPipeline
@@ -33,6 +35,8 @@ from bagpiper_jax.evaluation import (
 from bagpiper_jax.evaluation import text_metrics as metrics
 from bagpiper_jax.evaluation.context import Outcome
 from bagpiper_jax.evaluation.figures import Evaluation
+from bagpiper_jax.evaluation.remembering import RememberingEngine
+from bagpiper_jax.inference.sampling import TEXT
 from bagpiper_jax.json_lines import Journal
 
 EXPERIMENT = config.experiment("evaluate_mini")
@@ -256,6 +260,33 @@ def test_what_was_generated_is_not_generated_again(scripted, monkeypatch, tmp_pa
     assert calls[5:] == [1, 2, 1]  # that chunk and the sweep at 1: at 3, it was rendered before
     scripted.run(tmp_path / "out")
     assert len(calls) == 8
+
+
+def test_what_is_remembered_is_the_answer_to_the_same_request_alone(tmp_path):
+    pipe = ScriptedPipeline()
+    script, clip = pipe.engine, np.sin(np.arange(16_000) * 0.03)
+    request = pipe.request([pipe.listen(clip)], ("text",))
+    other_clip = pipe.request([pipe.listen(clip[::-1])], ("text",))
+    cfg = {"text": dataclasses.replace(TEXT, cfg=2.0)}
+    others = [
+        [dataclasses.replace(request, seed=1)],
+        [dataclasses.replace(request, sampling={**request.sampling, **cfg})],
+        [dataclasses.replace(request, modalities=("audio",))],
+        [other_clip],
+        [request, request],
+    ]
+    with Journal(tmp_path / "outputs.jsonl") as journal:
+        engine = RememberingEngine(script, journal, "weights")
+        for asked in ([request], *others):
+            calls = len(script.calls)
+            first, again = engine.generate(asked), engine.generate(asked)
+            assert len(script.calls) == calls + 1
+            assert all(map(same, first, script.generate(asked)))
+            assert all(map(same, again, first))
+            assert again[0][0][0].rows.dtype == np.int32
+        calls = len(script.calls)
+        RememberingEngine(script, journal, "other weights").generate([request])
+        assert len(script.calls) == calls + 1
 
 
 def test_a_workdir_of_something_else_is_refused(scripted, tmp_path):
