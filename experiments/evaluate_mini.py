@@ -1,0 +1,63 @@
+"""What is measured of a mini model on held-out scenes: 13 minutes on two cores.
+
+    bagpiper evaluate --workdir runs/figures
+    bagpiper evaluate --config experiments/evaluate_mini.py:quick --workdir runs/quick
+    bagpiper evaluate --workdir runs/figures --config.checkpoint=my_model \\
+        --config.evaluators.understanding.scenes=500 --config.evaluators.cfg_sweep.use=
+
+The same command goes on where it was killed. docs/evaluation.md says what every figure means.
+"""
+
+import os
+
+import ml_collections
+
+SIZES = ("full", "quick")
+_HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def get_config(size: str = "full") -> ml_collections.ConfigDict:
+    """All evaluators; "quick", on fewer scenes, is what `make demo` runs."""
+    if size not in SIZES:
+        raise ValueError(f"there is no size {size!r}: choose one of {', '.join(SIZES)}")
+    quick = size == "quick"
+    c = ml_collections.ConfigDict()
+    c.checkpoint = ""  # a release or a run's workdir; empty: the embedded mini model
+    c.corpus = os.path.normpath(os.path.join(_HERE, "..", "data", "mini"))
+    # of scenes, sampling and intervals; quick: other scenes than those of the committed figures
+    c.seed = 2 if quick else 1
+
+    # name of the figures → `use`, an evaluator of evaluation/registry.py (empty: left out), and its
+    # settings
+    c.evaluators = ml_collections.ConfigDict()
+
+    c.evaluators.codec = ml_collections.ConfigDict()
+    c.evaluators.codec.use = "codec"
+    c.evaluators.codec.prompts = 50 if quick else 150  # recorded phrases at most; there are 115
+
+    c.evaluators.understanding = ml_collections.ConfigDict()
+    c.evaluators.understanding.use = "understanding"
+    c.evaluators.understanding.split = "test_a"  # held-out strings, combinations and wordings
+    c.evaluators.understanding.profile = "scene"  # of the scenes: what they hold, and how often
+    c.evaluators.understanding.scenes = 60 if quick else 300  # at least 2
+
+    c.evaluators.unseen = ml_collections.ConfigDict()
+    c.evaluators.unseen.use = "understanding"
+    c.evaluators.unseen.split = "test_b"  # a voice and takes of sounds that were not in training
+    c.evaluators.unseen.profile = "scene"
+    c.evaluators.unseen.scenes = 20 if quick else 100
+
+    c.evaluators.rendering = ml_collections.ConfigDict()
+    c.evaluators.rendering.use = "rendering"
+    c.evaluators.rendering.split = "test_a"
+    c.evaluators.rendering.digits = 20 if quick else 60  # captions with a string of digits
+    c.evaluators.rendering.letters = 10 if quick else 30  # of letters
+    c.evaluators.rendering.phrases = 10 if quick else 30  # with a phrase, and sounds around it
+    c.evaluators.rendering.keep = 8  # clips of each kind that are kept
+
+    c.evaluators.cfg_sweep = ml_collections.ConfigDict()
+    c.evaluators.cfg_sweep.use = "" if quick else "guidance"
+    c.evaluators.cfg_sweep.split = "test_a"
+    c.evaluators.cfg_sweep.digits = 30  # strings rendered at each strength
+    c.evaluators.cfg_sweep.cfgs = (1.0, 1.5, 2.0, 3.0)  # strengths of guidance, 1 is none
+    return c
