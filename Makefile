@@ -13,12 +13,12 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 # The locks are complete, so nothing is resolved here: --no-deps installs exactly what they name.
 INSTALL := $(PIP) install --no-deps
 LOCK := $(BIN)/uv pip compile setup.py - --universal --python-version 3.11 --fork-strategy fewest \
-  --extra train --extra data --extra eval --extra filters --extra simulate --extra serve --extra dev \
+  --extra train --extra data --extra eval --extra filters --extra simulate --extra serve --extra docs --extra dev \
   --no-emit-package libsvm-official --no-annotate \
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
-SOURCES := $(wildcard bagpiper_jax experiments data tests benchmarks setup.py)
+SOURCES := $(wildcard bagpiper_jax experiments data tests benchmarks docs notebooks setup.py)
 
-.PHONY: help demo test test-full lint bench lock clean
+.PHONY: help demo test test-full lint bench docs lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -40,17 +40,20 @@ lint: $(VENV)/.installed  ## style and formatting
 bench: $(VENV)/.installed  ## run every file in benchmarks/
 	@set -e; for f in $(wildcard benchmarks/*.py); do echo "== $$f"; $(BIN)/python "$$f"; done
 
+docs: $(VENV)/.installed  ## the API reference, from the docstrings, in docs/build
+	$(BIN)/python docs/api.py
+
 # It keeps the versions that are there; LOCK_ARGS=--upgrade takes the newest that setup.py admits.
 # Left out: libsvm-official, which needs a C++ compiler and serves only ViSQOL's 48 kHz mode, and
 # the CUDA parts of PyTorch, which `pip install torch` adds where the build at hand wants them.
 lock: $(VENV)/.uv  ## write requirements/*.txt anew from setup.py
-	echo "setuptools>=77" | $(LOCK) --extra convert --extra beam -o requirements/full.txt $(LOCK_ARGS) >/dev/null
+	echo "setuptools>=77" | $(LOCK) --extra convert --extra beam --extra notebook -o requirements/full.txt $(LOCK_ARGS) >/dev/null
 	sed -i.bak -E '/^(nvidia|cuda|triton)[a-z0-9-]*==/d' requirements/full.txt
 	rm requirements/full.txt.bak
 	echo "setuptools>=77" | $(LOCK) -c requirements/full.txt -o requirements/lock.txt $(LOCK_ARGS) >/dev/null
 
 clean:  ## remove the environment and all caches; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:

@@ -89,7 +89,9 @@ EXTRAS = {
     ],
     # `bagpiper demo`; apart, since Gradio is large and is in no lock
     "page": ["gradio>=6.31,<7", "fastapi>=0.115,<1", "uvicorn>=0.30,<1", MATPLOTLIB],
-    "notebook": ["jupyter>=1.1,<2", MATPLOTLIB],
+    # runs notebooks/; to open them, any Jupyter, VS Code or Colab
+    "notebook": ["nbclient>=0.10,<0.12", "ipykernel>=6.29,<8", MATPLOTLIB],
+    "docs": ["pdoc>=16,<17"],
     "dev": [
         *TRAIN,
         "pytest>=8.3,<10",
