@@ -109,7 +109,7 @@ def understanding_probe(
             "control": {"of": other_scene.index, **score_caption(scene, other, names)},
         }
         for scene, text, other_scene, other in (
-            (scenes[i], written[i], scenes[j], written[j]) for i, j in enumerate(_others(scenes))
+            (scenes[i], written[i], scenes[j], written[j]) for i, j in enumerate(others(scenes))
         )
     ]
     figures = caption_figures(items, seed)
@@ -117,7 +117,7 @@ def understanding_probe(
     return {"split": split, "profile": profile, "scenes": count, **figures}, items
 
 
-def _others(scenes: Sequence[Scene]) -> list[int]:
+def others(scenes: Sequence[Scene]) -> list[int]:
     """For each scene, the next one with or without a spelled string like itself; never itself."""
     spelled = [any(event.kind in SPELLED for event in scene.events) for scene in scenes]
     count, out = len(scenes), []
@@ -134,16 +134,24 @@ def score_caption(scene: Scene, text: str, names: Iterable[str]) -> dict[str, An
       quotes: one entry per string spoken or written, with kind, truth, written (None where there is
         none) and the word errors; events: those there and those named; noise, room: right or not.
     """
-    real, parsed = truth(scene), parse_caption(text, names)
-    spoken = [event for event in scene.events if event.voice]
-    true_words = [event.text.lower().split() for event in spoken]
+    kinds = [event.kind for event in scene.events if event.voice]
+    return compare_captions(truth(scene), parse_caption(text, names), kinds)
+
+
+def compare_captions(
+    real: Parsed, parsed: Parsed, kinds: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """`score_caption` against what another caption says; kinds: of its quotes, told if known."""
+    true_words = [quote.lower().split() for quote in real.quotes]
     words = [quote.lower().split() for quote in parsed.quotes]
+    if kinds is None:
+        kinds = [kind_of(quote) for quote in true_words]
     quotes = []
     for i, j in align_quotes(true_words, words):
         quotes.append(
             {
-                "kind": kind_of(words[j]) if i is None else spoken[i].kind,
-                "truth": None if i is None else spoken[i].text,
+                "kind": kind_of(words[j]) if i is None else kinds[i],
+                "truth": None if i is None else real.quotes[i],
                 "written": None if j is None else parsed.quotes[j],
                 "errors": text_metrics.count_errors(
                     [] if i is None else true_words[i], [] if j is None else words[j]
