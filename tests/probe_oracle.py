@@ -48,7 +48,8 @@ class Oracle:
     codec = SimpleNamespace(encode=lambda wav: wav, decode=lambda codes: codes)
 
     def __init__(self, corpus, splits=("dev", "test_a", "test_b"), count=60):
-        self.captions, self.wavs, self.words, self.settings = {}, {}, {}, []
+        self.captions, self.wavs, self.words, self.scenes = {}, {}, {}, {}
+        self.settings = []
         for split in splits:
             scenes = [
                 plan_scene(corpus, SEED, index, split, profile)
@@ -62,6 +63,7 @@ class Oracle:
                 wav = render_scene(corpus, scene)
                 self.captions[wav.tobytes()] = scene.caption
                 self.wavs[scene.caption] = wav
+                self.scenes[wav.tobytes()] = scene
                 spoken = [event.text for event in scene.events if event.voice]
                 self.words[wav.tobytes()] = " ".join(spoken)
         for clip in corpus.clips.values():
@@ -74,3 +76,14 @@ class Oracle:
     def render_batch(self, texts, *, sampling, seed=0):
         self.settings.append(sampling)
         return [self.wavs[text] for text in texts]
+
+
+class Ears:
+    """Hears what the oracle's scenes say; in other audio, nothing."""
+
+    def __init__(self, oracle):
+        self.words = oracle.words
+
+    def transcribe_all(self, wavs):
+        for wav in wavs:
+            yield self.words.get(wav.tobytes(), "").capitalize() + "."

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from probe_oracle import SEED, Oracle, tone_corpus
+from probe_oracle import SEED, Ears, Oracle, tone_corpus
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation import (
@@ -39,17 +39,6 @@ from bagpiper_jax.release import MINI, weights_digest
 @pytest.fixture(scope="module")
 def corpus():
     return tone_corpus()
-
-
-class Ears:
-    """Hears what the oracle's scenes say; in other audio, nothing."""
-
-    def __init__(self, oracle):
-        self.words = oracle.words
-
-    def transcribe_all(self, wavs):
-        for wav in wavs:
-            yield self.words.get(wav.tobytes(), "").capitalize() + "."
 
 
 @pytest.fixture(scope="module")

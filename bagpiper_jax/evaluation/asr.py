@@ -128,7 +128,7 @@ class Moonshine:
     def __init__(self):
         package = need("moonshine_voice", "probes")
         self._model = package.Transcriber(
-            package.get_model_path("tiny-en"),
+            str(package.get_model_path("tiny-en")),
             package.ModelArch.TINY,
             # the voice detection would cut short strings up, and drop some
             options={"identify_speakers": "false", "vad_threshold": "0.0"},

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 
 from bagpiper_jax.errors import UserError
-from bagpiper_jax.evaluation import text_metrics
 from bagpiper_jax.evaluation.mini_probes import (
     Generator,
+    caption_rates,
     compare_captions,
+    describe_audible,
     in_chunks,
     others,
     score_caption,
 )
-from bagpiper_jax.evaluation.text_metrics import Errors, Interval
+from bagpiper_jax.evaluation.text_metrics import Interval, bootstrap_ratio
 from bagpiper_jax.input_pipeline.scenes import (
     Corpus,
     Scene,
@@ -31,7 +32,6 @@ from bagpiper_jax.input_pipeline.scenes import (
 )
 
 STARTS = ("audio", "caption")
-MIN_SAMPLES = 1_600  # the shortest clip that a pipeline takes: 0.1 s
 
 
 def cycle_probe(
@@ -160,19 +160,6 @@ def run_cycle(
     return written, clips
 
 
-def describe_audible(
-    generator: Generator, sampling: Any, seed: int, wavs: Sequence[np.ndarray]
-) -> list[str]:
-    """Captions of clips; empty where a clip is too short for one."""
-    heard = [i for i, wav in enumerate(wavs) if len(wav) >= MIN_SAMPLES]
-    texts = [""] * len(wavs)
-    if heard:
-        found = generator.describe_batch([wavs[i] for i in heard], sampling=sampling, seed=seed)
-        for i, text in zip(heard, found, strict=True):
-            texts[i] = str(text)
-    return texts
-
-
 def _render_written(
     generator: Generator, sampling: Any, seed: int, texts: Sequence[str]
 ) -> list[np.ndarray]:
@@ -223,14 +210,6 @@ def _figures(part: dict[str, Any], scenes: Sequence[Scene], seed: int) -> dict[s
 def _rates(
     scores: Sequence[dict[str, Any]], scenes: Sequence[Scene], seed: int
 ) -> dict[str, Interval]:
-    """Similarity, error rate and F1 of scores; scenes that say the same are drawn together."""
-    similarity = [score["similarity"] for score in scores]
-    out = {"similarity": text_metrics.bootstrap_ratio(similarity, np.ones(len(scores)), seed=seed)}
-    counts = [sum((q["errors"] for q in score["quotes"]), Errors()) for score in scores]
-    if any(c.words for c in counts):
-        said = [tuple(e.text for e in s.events if e.voice) or i for i, s in enumerate(scenes)]
-        out["wer"] = text_metrics.word_error_rate(counts, groups=said, seed=seed)
-    pairs = [(set(score["events"]["truth"]), set(score["events"]["named"])) for score in scores]
-    if any(real or named for real, named in pairs):
-        out["events_f1"] = text_metrics.events_f1(pairs, seed=seed)
-    return out
+    alike = [score["similarity"] for score in scores]
+    mean = bootstrap_ratio(alike, np.ones(len(alike)), seed=seed)
+    return {"similarity": mean, **caption_rates(scores, scenes, seed)}

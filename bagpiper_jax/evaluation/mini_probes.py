@@ -33,6 +33,7 @@ GROUPS = {
     "spelled_long": (SPELLED, 3),
     **{kind: ((kind,), 0) for kind in KINDS},
 }
+MIN_SAMPLES = 1_600  # the shortest clip that a pipeline takes: 0.1 s
 CHUNK = 20  # clips or captions handed to the pipeline at once, one compiled shape
 
 
@@ -55,6 +56,19 @@ def in_chunks(call: Callable[[Sequence], list], items: Sequence, name: str) -> l
             out.extend(call(part))
             bar.update(len(part))
     return out
+
+
+def describe_audible(
+    generator: Generator, sampling: Any, seed: int, wavs: Sequence[np.ndarray]
+) -> list[str]:
+    """Captions of clips; empty where a clip is too short for one."""
+    heard = [i for i, wav in enumerate(wavs) if len(wav) >= MIN_SAMPLES]
+    texts = [""] * len(wavs)
+    if heard:
+        found = generator.describe_batch([wavs[i] for i in heard], sampling=sampling, seed=seed)
+        for i, text in zip(heard, found, strict=True):
+            texts[i] = str(text)
+    return texts
 
 
 def understanding_probe(
@@ -211,3 +225,21 @@ def caption_figures(items: Sequence[dict[str, Any]], seed: int) -> dict[str, Any
         right = [item[name] for item in items]
         figures[name] = text_metrics.bootstrap_ratio(right, np.ones(len(right)), seed=seed)
     return figures
+
+
+def caption_rates(
+    scores: Sequence[dict[str, Any]], scenes: Sequence[Scene], seed: int
+) -> dict[str, text_metrics.Interval]:
+    """Error rate of all quoted strings and F1 of events, of scores of captions of scenes.
+
+    Scenes that say the same are drawn together. What there is nothing to measure of is left out.
+    """
+    out = {}
+    counts = [sum((q["errors"] for q in score["quotes"]), Errors()) for score in scores]
+    if any(c.words for c in counts):
+        said = [tuple(e.text for e in s.events if e.voice) or i for i, s in enumerate(scenes)]
+        out["wer"] = text_metrics.word_error_rate(counts, groups=said, seed=seed)
+    pairs = [(set(score["events"]["truth"]), set(score["events"]["named"])) for score in scores]
+    if any(real or named for real, named in pairs):
+        out["events_f1"] = text_metrics.events_f1(pairs, seed=seed)
+    return out
