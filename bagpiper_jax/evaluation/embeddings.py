@@ -9,6 +9,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -61,11 +62,12 @@ class EncoderMeans:
 
     def __init__(self, whisper: Any):
         """whisper: `asr.Whisper`."""
-        self._encode = whisper.encode
+        self._whisper = whisper
 
     def __call__(self, wavs: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         """Clips, float32 [S] at 16 kHz → float32 [384] each."""
-        return (self._encode(wav).mean(0) for wav in wavs)
+        with ThreadPoolExecutor(self._whisper.workers) as pool:
+            yield from pool.map(lambda wav: self._whisper.encode(wav).mean(0), wavs)
 
 
 class Voices:
