@@ -320,12 +320,12 @@ def test_figures_belong_to_the_weights_beside_them(tmp_path):
 
 def test_the_control_is_other_audio_of_the_same_sort(corpus):
     scenes = [plan_scene(corpus, SEED, i, "test_a", "scene") for i in range(40)]
-    others = mini_probes._others(scenes)
+    others = mini_probes.others(scenes)
     sorts = [any(e.kind in SPELLED for e in scene.events) for scene in scenes]
     assert all(i != j and sorts[i] == sorts[j] for i, j in enumerate(others))
     assert 0 < sum(sorts) < 40 and len(set(others)) == 40
     one = scenes[sorts.index(True)]
-    assert mini_probes._others([one, scenes[sorts.index(False)]]) == [1, 0]
+    assert mini_probes.others([one, scenes[sorts.index(False)]]) == [1, 0]
 
 
 def test_damaged_results_are_told(tmp_path):

