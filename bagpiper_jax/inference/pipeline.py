@@ -182,8 +182,20 @@ class Pipeline:
         Raises:
           UserError: the conversation does not fit the context.
         """
-        request = self.request(messages, modalities, sampling, seed)
-        return [self._message(g) for g in self.engine.generate([request])[0][0]]
+        return self.chat_batch([messages], modalities=modalities, sampling=sampling, seed=seed)[0]
+
+    def chat_batch(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        *,
+        modalities: Sequence[str] | None = None,
+        sampling: dict[str, Sampling] | None = None,
+        seed: int = 0,
+    ) -> list[list[Message]]:
+        """`chat` on many conversations at once."""
+        requests = [self.request(c, modalities, sampling, seed) for c in conversations]
+        answers = self.engine.generate(requests)
+        return [[self._message(g) for g in answer[0]] for answer in answers]
 
     def stream(
         self,
@@ -229,8 +241,10 @@ class Pipeline:
 
     def _answer(self, conversations, modality, sampling, seed) -> list[Message]:
         settings = {modality: sampling} if sampling else None
-        requests = [self.request(c, (modality,), settings, seed) for c in conversations]
-        return [self._message(answer[0][0]) for answer in self.engine.generate(requests)]
+        answers = self.chat_batch(
+            conversations, modalities=(modality,), sampling=settings, seed=seed
+        )
+        return [messages[0] for messages in answers]
 
     def _message(self, generated: Generated) -> Message:
         vocab = self.config.vocab
