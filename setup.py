@@ -75,6 +75,7 @@ EXTRAS = {
         *WHISPER,
         "tqdm>=4.66,<5",
         "visqol-python>=3.8,<4",
+        "whisper-normalizer>=0.1.15,<0.2",  # words of LibriSpeech and AudioBench
         MATPLOTLIB,
     ],
     "convert": ["torch==2.13.0", "transformers>=5.23,<6", "tqdm>=4.66,<5", TOKENIZERS],

@@ -60,14 +60,21 @@ class Reply:
         cut_off = "<think>" in after or after.lstrip().startswith(CAPTION_BEGINS)
         return "" if cut_off else after.strip()
 
-    def fields(self) -> dict[str, Any]:
-        """For the item."""
-        return {
-            "output": self.output,
-            "answer": self.answer,
-            "problem": self.problem,
-            "seconds_cut": round(self.seconds_cut, 2),
-        }
+
+def item_fields(benchmark: str, item: Item, prompt: str, reply: Reply, seed: int) -> dict[str, Any]:
+    """What is kept of a question and its reply, whatever the benchmark."""
+    return {
+        "benchmark": benchmark,
+        "key": item.key,
+        "seed": seed,
+        "audio": str(item.audio),
+        "prompt": prompt,
+        "truth": item.answer,
+        "output": reply.output,
+        "answer": reply.answer,
+        "problem": reply.problem,
+        "seconds_cut": round(reply.seconds_cut, 2),
+    }
 
 
 def reply_figures(items: Sequence[dict[str, Any]]) -> dict[str, int]:
@@ -94,7 +101,7 @@ def reply_to(
       generator: a pipeline.
       items: with their recordings.
       questions: text after each; "" asks for a caption.
-      sampling: for text; None: the model's own.
+      sampling: settings by modality; None: the model's own.
       seed: of the sampling.
       name: of the progress bar.
     """
@@ -127,9 +134,8 @@ def speak(
     sampling: Any,
     *,
     seed: int,
-    name: str,
 ) -> list[np.ndarray]:
-    """What the model makes of each text: float32 [S] at 16 kHz, empty where nothing came.
+    """What the model makes of a few texts: float32 [S] at 16 kHz, empty where nothing came.
 
     Args:
       generator: a pipeline.
@@ -138,23 +144,17 @@ def speak(
         written first.
       sampling: settings by modality; None: the model's own.
       seed: of the sampling.
-      name: of the progress bar.
     """
-
-    def chunk(part: Sequence[str]) -> list[np.ndarray]:
-        conversations = [[Message("user", "text", text)] for text in part]
-        answers = generator.chat_batch(
-            conversations, modalities=tuple(modalities), sampling=sampling, seed=seed
-        )
-        return [_sound(generator, messages) for messages in answers]
-
-    return in_chunks(chunk, prompts, name)
+    conversations = [[Message("user", "text", text)] for text in prompts]
+    answers = generator.chat_batch(
+        conversations, modalities=tuple(modalities), sampling=sampling, seed=seed
+    )
+    return [_sound(generator, messages) for messages in answers]
 
 
 def _chat(generator, conversations, modalities, sampling, seed) -> list[list[Message] | str]:
     """Messages of each conversation, or why there are none."""
-    settings = None if sampling is None else {"text": sampling}
-    options = {"modalities": modalities, "sampling": settings, "seed": seed}
+    options = {"modalities": modalities, "sampling": sampling, "seed": seed}
     if not conversations:
         return []
     try:

@@ -127,15 +127,15 @@ async def _ask_all(llm: LLM, prompts, check, name) -> list[Said]:
                 finally:
                     bar.update()
 
+            tasks = [asyncio.create_task(one(*prompt)) for prompt in prompts]
             try:
-                async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(one(*prompt)) for prompt in prompts]
-            except* UserError as errors:
-                raise errors.exceptions[0] from None
-            except* (Unanswered, BudgetSpent) as errors:
-                first = errors.exceptions[0]
-                mend = "raise budget_usd" if isinstance(first, BudgetSpent) else "run it again"
+                return await asyncio.gather(*tasks)
+            except (Unanswered, BudgetSpent) as e:
+                mend = "raise budget_usd" if isinstance(e, BudgetSpent) else "run it again"
                 raise UserError(
-                    f"{llm.model.name}: {first}; {mend}: the answers so far are in {llm.cache}"
+                    f"{llm.model.name}: {e}; {mend}: the answers so far are in {llm.cache}"
                 ) from None
-    return [task.result() for task in tasks]
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)

@@ -12,19 +12,24 @@ from bagpiper_jax.evaluation.text_metrics import Interval, bootstrap_ratio
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and standard deviation (n − 1) of repeated measurements, and these."""
+    """Mean and standard deviation (n − 1; None of one value) of repeated measurements."""
     values = [float(v) for v in values]
-    sd = statistics.stdev(values) if len(values) > 1 else float("nan")
+    sd = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "sd": sd, "values": values}
 
 
 def repeated(
-    scores: Sequence[Sequence[float]], *, weights: Sequence[float] | None = None, seed: int = 0
+    scores: Sequence[Sequence[float]],
+    *,
+    highest: float = 1,
+    weights: Sequence[float] | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Figures of items that were scored n times each.
 
     Args:
-      scores: [items][n].
+      scores: [items][n], from 0 to `highest`.
+      highest: end of the scale.
       weights: of the items; all the same if None.
       seed: of the interval.
 
@@ -34,8 +39,10 @@ def repeated(
     """
     table = np.asarray(scores, float)
     w = np.ones(len(table)) if weights is None else np.asarray(weights, float)
+    # drawn on shares: `bootstrap_ratio` takes 0 and 1 for the ends of the scale
+    value, low, high, count = bootstrap_ratio(table.mean(1) / highest * w, w, seed=seed)
     return {
-        "score": bootstrap_ratio(table.mean(1) * w, w, seed=seed),
+        "score": Interval(value * highest, low * highest, high * highest, count),
         "samples": spread((table * w[:, None]).sum(0) / w.sum()),
     }
 
@@ -44,9 +51,3 @@ def balanced(groups: Sequence[str]) -> np.ndarray:
     """Weights that make every group count the same: [items]."""
     _, place, counts = np.unique(groups, return_inverse=True, return_counts=True)
     return 1 / counts[place]
-
-
-def scaled(interval: Interval, factor: float) -> Interval:
-    """An interval in another unit."""
-    value, low, high, count = interval
-    return Interval(value * factor, low * factor, high * factor, count)
