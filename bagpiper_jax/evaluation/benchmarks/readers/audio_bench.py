@@ -75,6 +75,7 @@ def read_audio_bench(path: str, dataset: str) -> list[Item]:
     ]
     if not tables:
         raise UserError(f"{folder} has no .parquet or .arrow file: {MEND}")
+    _group.cache_clear()  # a table may be another by now
     items = []
     for file in tables:
         for group in range(_open(file)[0]):
