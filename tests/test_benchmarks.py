@@ -129,7 +129,9 @@ def test_mmau_of_a_perfect_and_of_a_broken_model(tmp_path):
     assert figures["agreement"].value == 1 and figures["undecided"] == 0
     assert figures["chance"] == pytest.approx((3 * 0.25 + 0.5) / 4)
     assert [p["value"] for p in figures["published"]] == [0.711, 0.690, 0.745]
-    assert model.prompts[1] == "What is heard?\nChoose one of these answers:\na dog\na cat"
+    assert model.prompts[1] == (
+        "What is heard?\nAnswer with the text of one of these choices:\na dog\na cat"
+    )
     assert items[1]["prompt"] == model.prompts[1] and items[1]["output"] == "a cat"
     assert items[1]["verdicts"][0]["strict_choice"] == "a cat"
     for always in ("", "I cannot tell."):

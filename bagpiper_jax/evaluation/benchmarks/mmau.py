@@ -41,7 +41,8 @@ the text of one choice and nothing else."""
 
 def question_with_choices(item: Item) -> str:
     """What the model is asked where it may choose."""
-    return f"{item.question}\nChoose one of these answers:\n" + "\n".join(item.choices)
+    listed = "\n".join(item.choices)
+    return f"{item.question}\nAnswer with the text of one of these choices:\n{listed}"
 
 
 def mmau(
