@@ -65,7 +65,7 @@ CHOICES = ["a man", "a woman", "an adult man", "a child"]
     [
         ("A woman.", "a woman"),
         ("The voice is that of a woman", "a woman"),
-        ("It is an adult man", "an adult man"),  # not the shorter one inside it
+        ("It is an adult man", "an adult man"),
         ("(B)", "a woman"),
         ("b", "a woman"),
         ("B. a woman", "a woman"),
@@ -87,6 +87,13 @@ def test_strict_choice(answer, choice):
 def test_strict_choice_of_choices_that_look_like_letters():
     assert strict_choice("B", ["A", "C", "B", "D"]) == "B"  # the text goes before the letter
     assert strict_choice("C#", ["C", "C#", "D", "F"]) == "C#"
+
+
+def test_strict_choice_of_choices_inside_each_other():
+    genres = ["rock", "rock music of the sixties", "jazz"]
+    assert strict_choice("I hear rock music of the sixties", genres) == genres[1]
+    assert strict_choice("I hear rock", genres) == "rock"
+    assert strict_choice("rock music of the sixties, some would say rock", genres) == genres[1]
 
 
 def test_official_and_strict_rules_disagree_both_ways():

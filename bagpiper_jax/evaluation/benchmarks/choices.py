@@ -21,8 +21,8 @@ def official_match(truth: str, answer: str, choices: Sequence[str]) -> bool:
     Source: `string_match` in `evaluation.py` of github.com/Sakshi113/MMAU (Apache-2.0).
     """
     said, right = _words(answer), _words(truth)
-    wrong = [words for choice in choices if (words := _words(choice)) != right]
-    return bool(said) and right <= said and not said & (set().union(*wrong) - right)
+    others = set().union(*map(_words, choices)) - right
+    return bool(said) and right <= said and not said & others
 
 
 def strict_choice(answer: str, choices: Sequence[str]) -> str | None:
