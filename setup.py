@@ -79,6 +79,7 @@ EXTRAS = {
         *WHISPER,
         "tqdm>=4.66,<5",
         "visqol-python>=3.8,<4",
+        "whisper-normalizer>=0.1.15,<0.2",  # words of LibriSpeech and AudioBench
         MATPLOTLIB,
     ],
     # judges of the probes of cycle consistency and of quality, none of which needs torch

