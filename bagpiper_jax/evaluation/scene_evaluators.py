@@ -71,10 +71,10 @@ def rendering(
         counts={kind: count for kind, count in counts.items() if count},
         seed=context.seed,
     )
-    return Outcome(figures, items, _first_clips(items, wavs, keep))
+    return Outcome(figures, items, first_clips(items, wavs, keep))
 
 
-def _first_clips(
+def first_clips(
     items: Sequence[dict[str, Any]], wavs: Sequence[np.ndarray], keep: int
 ) -> dict[str, np.ndarray]:
     """The first clips of each kind that have a sound; their items name them."""
