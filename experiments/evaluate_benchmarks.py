@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.checkpoint = ""  # a release, a run's workdir, what `bagpiper convert --to orbax` wrote
     c.corpus = ""  # of the mini world, which has no part in it
     c.seed = 1  # of sampling, intervals and the choice of items
+    c.audio = ml_collections.ConfigDict()  # of the audio's sampling, in place of the model's
     c.evaluators = ml_collections.ConfigDict()
     for name in (
         *("mmau", "air_bench_chat", "audio_bench", "librispeech"),

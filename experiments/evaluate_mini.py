@@ -11,6 +11,7 @@ The same command goes on where it was killed. docs/evaluation.md says what every
 import os
 
 import ml_collections
+from ml_collections import config_dict
 
 SIZES = ("full", "quick")
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -26,6 +27,13 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
     c.corpus = os.path.normpath(os.path.join(_HERE, "..", "data", "mini"))
     # of scenes, sampling and intervals; quick: other scenes than those of the committed figures
     c.seed = 2 if quick else 1
+
+    # of the audio's sampling, in place of the checkpoint's own
+    c.audio = ml_collections.ConfigDict()
+    for name in ("temperature", "cfg", "top_p"):
+        c.audio[name] = config_dict.placeholder(float)
+    for name in ("top_k", "min_rows", "max_rows"):
+        c.audio[name] = config_dict.placeholder(int)
 
     # name of the figures → `use`, an evaluator of evaluation/registry.py (empty: left out), and its
     # settings

@@ -15,6 +15,7 @@ from bagpiper_jax.config_file import read_config_file
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation import registry
 from bagpiper_jax.evaluation.workdir import RESERVED
+from bagpiper_jax.inference.sampling import Sampling
 from bagpiper_jax.release import MINI
 
 
@@ -40,12 +41,14 @@ class EvaluationConfig:
       checkpoint: a release or a run's workdir.
       corpus: directory of the mini corpus.
       seed: of scenes, sampling and intervals.
+      audio: settings of the audio's sampling in place of the checkpoint's.
       evaluators: in the order in which they run, that of the registry.
     """
 
     checkpoint: str
     corpus: str
     seed: int
+    audio: dict[str, Any]
     evaluators: tuple[Instance, ...]
 
 
@@ -83,7 +86,8 @@ def from_config_dict(config: ConfigDict) -> EvaluationConfig:
     wrong = sorted({*names} ^ {*values})
     if wrong:
         raise UserError(f"config keys {', '.join(wrong)}: there must be {', '.join(names)}")
-    for name, kind in (("checkpoint", str), ("corpus", str), ("seed", int), ("evaluators", dict)):
+    kinds = {"checkpoint": str, "corpus": str, "seed": int, "audio": dict, "evaluators": dict}
+    for name, kind in kinds.items():
         if not isinstance(values[name], kind):
             raise UserError(f"config key {name} must be of type {kind.__name__}")
     instances = (_instance(name, value) for name, value in values["evaluators"].items())
@@ -92,7 +96,12 @@ def from_config_dict(config: ConfigDict) -> EvaluationConfig:
     kept = tuple(sorted((i for i in instances if i), key=lambda i: order.index(i.use)))
     if not kept:
         raise UserError("config key evaluators names none: there is nothing to evaluate")
-    return EvaluationConfig(values["checkpoint"] or MINI, values["corpus"], values["seed"], kept)
+    audio = {name: value for name, value in values["audio"].items() if value is not None}
+    known = [field.name for field in dataclasses.fields(Sampling)]
+    if unknown := sorted({*audio} - {*known}):
+        raise UserError(f"config key audio.{unknown[0]}: there are {', '.join(known)}")
+    checkpoint = values["checkpoint"] or MINI
+    return EvaluationConfig(checkpoint, values["corpus"], values["seed"], audio, kept)
 
 
 def _instance(name: str, values: Any) -> Instance | None:

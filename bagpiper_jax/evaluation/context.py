@@ -67,12 +67,22 @@ class Context(Scenes):
 
     Attributes:
       seed: of scenes, sampling and intervals.
+      audio: settings of the audio's sampling in place of the checkpoint's.
     """
 
-    def __init__(self, checkpoint: str, corpus_dir: str, seed: int, outputs: Journal, weights: str):
+    def __init__(
+        self,
+        checkpoint: str,
+        corpus_dir: str,
+        seed: int,
+        outputs: Journal,
+        weights: str,
+        audio: Mapping[str, Any] | None = None,
+    ):
         """`outputs`: where generated messages are kept; `weights`: digest of the weights."""
         super().__init__(checkpoint, corpus_dir)
         self.seed = seed
+        self.audio = dict(audio or {})
         self._outputs = outputs
         self._weights = weights
 
@@ -81,6 +91,8 @@ class Context(Scenes):
         """The model."""
         pipeline = Pipeline.load(self.checkpoint)
         pipeline.engine = RememberingEngine(pipeline.engine, self._outputs, self._weights)
+        chosen = pipeline.sampling["audio"]
+        pipeline.sampling["audio"] = dataclasses.replace(chosen, **self.audio)
         self.codec = pipeline.codec
         return pipeline
 

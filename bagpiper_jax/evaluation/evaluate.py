@@ -45,7 +45,9 @@ def evaluate(config: EvaluationConfig, directory: str, *, choose: bool = False) 
     make_directory(directory)
     weights = workdir.weights_fingerprint(config.checkpoint)
     with Journal(os.path.join(directory, workdir.OUTPUTS_FILE)) as outputs:
-        context = Context(config.checkpoint, config.corpus, config.seed, outputs, weights)
+        context = Context(
+            config.checkpoint, config.corpus, config.seed, outputs, weights, config.audio
+        )
         if choose and os.path.exists(os.path.join(directory, workdir.HEAD_FILE)):
             print("the sampling was chosen when this evaluation was begun", flush=True)
         elif choose:

@@ -90,10 +90,15 @@ def first_clips(
 
 
 def guidance(
-    context: Context, *, split: str = "test_a", digits: int = 30, cfgs: Sequence[float] = CFGS
+    context: Context,
+    *,
+    split: str = "test_a",
+    profile: str = "spelling",
+    digits: int = 30,
+    cfgs: Sequence[float] = CFGS,
 ) -> Outcome:
     """Error rate of rendered digit strings at strengths of guidance, all else as chosen."""
-    spoken = spoken_scenes(context.corpus, split, {"digits": digits}, context.seed)
+    spoken = spoken_scenes(context.corpus, split, {"digits": digits}, context.seed, profile)
     figures = []
     for cfg in cfgs:
         name, sampling = f"cfg {cfg:g}", dataclasses.replace(context.sampling["audio"], cfg=cfg)

@@ -92,6 +92,7 @@ def open_head(workdir: str, context: Context, weights: str) -> dict[str, Any]:
             "weights_sha256": weights_digest(context.checkpoint),
             "date": datetime.date.today().isoformat(),
             "seed": context.seed,
+            "audio": context.audio,
             "sampling": {kind: dataclasses.asdict(s) for kind, s in sampling.items()},
             "sampling_source": sampling_source(context.checkpoint, sampling["audio"]),
             "judges": {"whisper": asr.WHISPER, "visqol": asr.VISQOL},
@@ -104,6 +105,8 @@ def open_head(workdir: str, context: Context, weights: str) -> dict[str, Any]:
     changed = sorted(name for name in {*files, *then} if files.get(name) != then.get(name))
     if head.get("seed") != context.seed:
         changed.append(f"seed ({head.get('seed')}, not {context.seed})")
+    if head.get("audio", {}) != context.audio:
+        changed.append("settings of the audio")
     if changed:
         raise UserError(
             f"{workdir} was begun with other {', '.join(changed)}: name another workdir, or delete "

@@ -20,6 +20,10 @@ def get_config(world: str = "digits") -> ml_collections.ConfigDict:
     c.checkpoint = ""  # the run
     c.corpus = os.path.normpath(os.path.join(_HERE, "..", "..", "data", "mini"))
     c.seed = 1  # of scenes and intervals: all runs are asked the same
+    c.audio = ml_collections.ConfigDict()  # settings are not chosen anew for every run
+    c.audio.temperature = 0.0
+    c.audio.cfg = 2.0  # of requests; digits are rendered at several
+    c.audio.max_rows = 408 if world == "requests" else 250  # a scene of 8 s, of 4.9 s
     c.evaluators = ml_collections.ConfigDict()
     if world == "digits":
         c.evaluators.understanding = ml_collections.ConfigDict()
