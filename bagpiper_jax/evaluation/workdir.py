@@ -48,6 +48,7 @@ HEAD = (
     "date",
     "split",  # of earlier results
     "seed",
+    "audio",
     "sampling",
     "sampling_source",
     "judges",
