@@ -403,7 +403,9 @@ def measured(directory, wrong, seed=1, scenes=60, name="mini"):
     """The workdir of an evaluation of 60 scenes, of which every `wrong`-th has an error."""
     errors = [metrics.Errors(int(i % wrong == 0), 2) for i in range(scenes)]
     settings = {"scenes": scenes}
-    outcome = Outcome({"wer": metrics.word_error_rate(errors, seed=seed), "distance": 0.5})
+    chance = {"wer": metrics.word_error_rate([metrics.Errors(2, 2)] * scenes, seed=seed)}
+    wer = metrics.word_error_rate(errors, seed=seed)
+    outcome = Outcome({"wer": wer, "distance": 0.5, "control": chance})
     files.make_directory(directory)
     workdir.write_outcome(str(directory), "words", "understanding", settings, outcome)
     figures = workdir.read_outcome(str(directory), "words", "understanding", settings)
@@ -422,12 +424,14 @@ def test_runs_over_the_same_scenes_are_compared_in_pairs(tmp_path, capsys):
     text = (tmp_path / "table" / "comparison.md").read_text()
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| words")]
     assert [row[1] for row in rows] == ["wer", "distance"]
-    assert text.splitlines()[4].split(" | ")[2:] == ["a/good", "bad", "b/good |"]
-    first, second, third = rows[0][2:]
+    heads = text.splitlines()[4].split(" | ")[2:]
+    assert heads == ["a/good", "bad", "b/good", "control of a/good |"]
+    first, second, third, control = rows[0][2:]
+    assert control == "1.000 [0.950, 1.000] |"
     assert first.startswith("0.025 [") and "Δ" not in first
     assert second.startswith("0.250 [") and "Δ +0.225 [" in second and second.endswith("*")
     assert third.startswith("0.250 [") and "Δ" not in third  # another seed: other scenes
-    assert rows[1][2:] == ["0.500", "0.500", "0.500 |"]
+    assert rows[1][2:] == ["0.500", "0.500", "0.500", " |"]
     page = (tmp_path / "table" / "comparison.html").read_text()
     assert "Δ +0.225" in page and capsys.readouterr().out.count("comparison.") == 2
 

@@ -31,12 +31,13 @@ class Run(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A figure of all runs: evaluator, words, values, and differences to the first run."""
+    """A figure of all runs: evaluator, words, values, differences to the first run, its control."""
 
     name: str
     label: str
     values: list[Any]
     differences: list[text_metrics.Interval | None]
+    control: Any
 
 
 def compare(directories: Sequence[str], out: str) -> str:
@@ -61,7 +62,7 @@ def compare(directories: Sequence[str], out: str) -> str:
     ]
     lines = compared(runs)
     make_directory(out)
-    columns = ["evaluator", "figure", *(run.name for run in runs)]
+    columns = ["evaluator", "figure", *(run.name for run in runs), f"control of {runs[0].name}"]
     cells = [[line.name, line.label, *_cells(line)] for line in lines]
     text = "\n\n".join(
         ("# Evaluations side by side", _about(runs), tables.markdown(columns, cells), *_NOTES)
@@ -97,7 +98,8 @@ def compared(runs: Sequence[Run]) -> list[Line]:
                 differences.append(
                     text_metrics.paired_difference(of_runs[0], other) if paired else None
                 )
-            lines.append(Line(name, label, values, differences))
+            control = tables.at(runs[0].results.get(name), (tables.CONTROL, *path))
+            lines.append(Line(name, label, values, differences, control))
     return lines
 
 
@@ -118,7 +120,7 @@ def _cells(line: Line) -> list[str]:
             cell += f"; Δ {tables.interval_text(difference._asdict(), signed=True)}"
             cell += " *" if clear else ""
         cells.append(cell)
-    return cells
+    return [*cells, tables.interval_text(line.control)]
 
 
 def _about(runs: Sequence[Run]) -> str:
