@@ -97,7 +97,9 @@ def quality_probe(
       codec: whose reconstruction of the scenes is judged too.
       judges: of `load_judges`.
       sampling: for "text" and "audio".
-      split, profile: of the scenes.
+      split: of the scenes.
+      profile: of the scenes. In "scene" a voice stands among sounds, hiss and echoes, where
+        recognisers mishear even the scenes' own audio; in "spelling" it is alone.
       count: scenes, at least four.
       seed: of scenes, sampling and intervals.
 
