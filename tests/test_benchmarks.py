@@ -336,7 +336,9 @@ def test_the_judges_noise_is_told(tmp_path):
     answers = [f"{n} {n}" for n in (4, 6, 8, 4, 6, 8)]  # by sample, of either order
     with Misbehaving(answers) as server:
         llm = make_llm(server, tmp_path, **{"model.concurrency": 1})
-        figures, _ = air_bench_chat(Scripted(["an answer"]), data, llm=llm)
+        for _ in range(2):  # the second time from what is kept, sample by sample
+            figures, _ = air_bench_chat(Scripted(["an answer"]), data, llm=llm)
+        assert len(server.requests) == 6
     assert figures["model"]["samples"] == {"mean": 6, "sd": 2, "values": [4, 6, 8]}
 
 
@@ -507,8 +509,8 @@ def test_librispeech_tts(tmp_path):
 
     def sounds(prompt, seed):
         if "he hoped" in prompt.lower():
-            return np.zeros(100 if seed < 3 else 300, np.float32)
-        return np.zeros(200 if seed > 1 else 0, np.float32)
+            return np.zeros({1: 0, 2: 100, 3: 300}[seed], np.float32)
+        return np.zeros(200, np.float32)
 
     model = Scripted(sounds=sounds)
     kept = tmp_path / "kept"
@@ -517,15 +519,15 @@ def test_librispeech_tts(tmp_path):
         'A person speaks clearly in a quiet room and says: "He hoped there would be stew."'
     )
     assert model.seeds == [1, 2, 3] and figures["seeds"] == [1, 2, 3]
-    # of 6 + 5 normalised words: the second is silent with seed 1, the first is noise with seed 3
+    # of 6 + 5 normalised words: the first is silent with seed 1 and noise with seed 3
     rates = figures["over_seeds"]["normalised"]
-    assert rates["values"] == pytest.approx([5 / 11, 0, 6 / 11])
-    assert rates["mean"] == pytest.approx(1 / 3) and rates["sd"] == pytest.approx(0.2918, abs=1e-3)
-    assert figures["wer"]["normalised"].value == pytest.approx(11 / 33)
-    assert figures["silent"] == 1 and items[1]["heard"] == ""
+    assert rates["values"] == pytest.approx([6 / 11, 0, 6 / 11])
+    assert rates["mean"] == pytest.approx(4 / 11) and rates["sd"] == pytest.approx(0.3149, abs=1e-3)
+    assert figures["wer"]["normalised"].value == pytest.approx(12 / 33)
+    assert figures["silent"] == 1 and [i["heard"] for i in items[:2]] == ["", ears.words[200]]
     assert figures["control"]["raw"].value == pytest.approx(10 / 12)
     assert figures["asr"] == "ears" and figures["published"][0]["value"] == 0.027
-    assert len(list(kept.iterdir())) == 5 and soundfile.info(items[0]["audio"]).frames == 100
+    assert len(list(kept.iterdir())) == 5 and soundfile.info(items[1]["audio"]).frames == 200
     with pytest.raises(UserError, match="no {text}"):
         librispeech_tts(model, data, ears, template="Say it")
     with pytest.raises(UserError, match="repeats"):
@@ -533,12 +535,12 @@ def test_librispeech_tts(tmp_path):
 
 
 def test_seed_tts_eval_averages_the_utterances(tmp_path):
-    (tmp_path / "meta.lst").write_text('a|p|a.wav|Hello there, "you".\nb|p|b.wav|No.\n')
-    ears = Ears({100: "hello there you", 200: "yes"})
+    (tmp_path / "meta.lst").write_text('a|p|a.wav|Hello there, "you".\nb|p|b.wav|No thanks.\n')
+    ears = Ears({100: "hello there you", 200: "yes thanks"})
     model = Scripted(sounds=lambda p, s: np.zeros(100 if "Hello" in p else 200, np.float32))
     figures, items = seed_tts_eval(model, str(tmp_path), ears, template="Say: {text}", repeats=2)
-    assert figures["wer"]["mean_of_utterances"].value == 0.5
-    assert figures["wer"]["seed_tts"].value == pytest.approx(1 / 4)
+    assert figures["wer"]["mean_of_utterances"].value == 0.25
+    assert figures["wer"]["seed_tts"].value == pytest.approx(1 / 5)
     assert model.prompts[0] == "Say: Hello there, you." and "control" not in figures
     assert len(items) == 4
     with pytest.raises(UserError, match="'de'"):
