@@ -70,7 +70,12 @@ def test_damaged_mmau(change, told, tmp_path):
     one_line(error, str(file), *told)
 
 
-@pytest.mark.parametrize("damage", [b"", b"no sound at all", b"RIFF"])
+EMPTY_WAV = (
+    b"RIFF$\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x80>\0\0\0}\0\0\2\0\x10\0data\0\0\0\0"  # no samples
+)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no sound at all", b"RIFF", EMPTY_WAV])
 def test_damaged_recordings_are_named(damage, tmp_path):
     (make_mmau(tmp_path) / "test-mini-audios" / "q1.wav").write_bytes(damage)
     with pytest.raises(UserError) as error:
