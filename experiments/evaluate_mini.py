@@ -1,11 +1,13 @@
-"""What is measured of a mini model on held-out scenes: 13 minutes on two cores.
+"""What is measured of a mini model on held-out scenes: a quarter of an hour on two cores.
 
     bagpiper evaluate --workdir runs/figures
+    bagpiper evaluate --config experiments/evaluate_mini.py:full --workdir runs/figures
     bagpiper evaluate --config experiments/evaluate_mini.py:quick --workdir runs/quick
     bagpiper evaluate --workdir runs/figures --config.checkpoint=my_model \\
         --config.evaluators.understanding.scenes=500 --config.evaluators.cfg_sweep.use=
 
-The same command goes on where it was killed. docs/evaluation.md says what every figure means.
+"full" has cycles of captions and audio too, and more judges of quality: it needs the extra `probes`
+and hours. The same command goes on where it was killed. docs/evaluation.md says what every figure means.
 """
 
 import os
@@ -13,15 +15,15 @@ import os
 import ml_collections
 from ml_collections import config_dict
 
-SIZES = ("full", "quick")
+SIZES = ("scenes", "full", "quick")
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-def get_config(size: str = "full") -> ml_collections.ConfigDict:
-    """All evaluators; "quick", on fewer scenes, is what `make demo` runs."""
+def get_config(size: str = "scenes") -> ml_collections.ConfigDict:
+    """The evaluators of a size; "quick", on fewer scenes, is what `make demo` runs."""
     if size not in SIZES:
         raise ValueError(f"there is no size {size!r}: choose one of {', '.join(SIZES)}")
-    quick = size == "quick"
+    quick, full = size == "quick", size == "full"
     c = ml_collections.ConfigDict()
     c.checkpoint = ""  # a release or a run's workdir; empty: the embedded mini model
     c.corpus = os.path.normpath(os.path.join(_HERE, "..", "data", "mini"))
@@ -84,7 +86,7 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
     # captions and audio made of each other; both need the extra `probes`
     for start in ("audio", "caption"):
         cycle = c.evaluators[f"cycle_from_{start}"] = ml_collections.ConfigDict()
-        cycle.use = "" if quick else "cycle"
+        cycle.use = "cycle" if full else ""
         cycle.split = "test_a"
         cycle.profile = "scene"
         cycle.start = start
@@ -93,7 +95,7 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
         cycle.keep = 4  # scenes whose clips are kept
 
     c.evaluators.quality = ml_collections.ConfigDict()
-    c.evaluators.quality.use = "" if quick else "quality"
+    c.evaluators.quality.use = "quality" if full else ""
     c.evaluators.quality.split = "test_a"
     c.evaluators.quality.profile = "scene"
     c.evaluators.quality.scenes = 200

@@ -180,6 +180,7 @@ def evaluated(corpus, oracle, tmp_path_factory):
             f"--config.seed={SEED}",
             "--config.evaluators.codec.prompts=1",
             "--config.evaluators.understanding.scenes=8",
+            "--config.evaluators.caption_questions.scenes=8",
             "--config.evaluators.unseen.scenes=4",
             "--config.evaluators.rendering.digits=4",
             "--config.evaluators.rendering.letters=2",
@@ -209,6 +210,7 @@ def test_results_are_written_and_read_back(evaluated):
         "unseen": 4,
         "rendering": 8,
         "cfg_sweep": 0,
+        "caption_questions": 8,
         "codec": 1,
     }
     clips = {f"{item['clip']}.flac" for item in items["rendering"]}
