@@ -7,7 +7,8 @@
         --config.evaluators.understanding.scenes=500 --config.evaluators.cfg_sweep.use=
 
 "full" has cycles of captions and audio too, and more judges of quality: it needs the extra `probes`
-and hours. The same command goes on where it was killed. docs/evaluation.md says what every figure means.
+and hours. The same command goes on where it was killed. docs/evaluation.md says what every figure
+means.
 """
 
 import os

@@ -55,11 +55,14 @@ def test_variants_differ_from_the_base_in_what_they_ablate():
 
 
 def test_dialogues_differ_in_the_task_alone():
-    runs = {v: flat_settings(settings("dialogues", v)) for v in dialogues.VARIANTS}
+    runs = {v: flat_settings(settings("dialogues", v)) for v in dialogues.TASKS}
     for variant, mine in runs.items():
-        assert mine[f"data.mixture.{variant}"] == 1.0
-        differing = {k for k in mine if mine[k] != runs["question"].get(k)}
-        assert differing <= {f"data.mixture.{variant}", "data.windows"}
+        task = f"data.mixture.{dialogues.TASKS[variant]}"
+        assert mine[task] == 1.0
+        differing = {k for k in mine if mine[k] != runs["question_unread"].get(k)}
+        allowed = {task, "data.windows"} if variant != "reader" else {task, "steps"}
+        assert differing - {"init_from"} <= allowed
+        assert bool(mine["init_from"]) is (variant not in dialogues.STARTS)
 
 
 @pytest.mark.parametrize("file", ["pretraining", "dialogues"])

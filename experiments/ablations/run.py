@@ -17,9 +17,11 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-from pretraining import STARTS
+import dialogues
+import pretraining
 from table import Column, write_tables
 
+STARTS = pretraining.STARTS | dialogues.STARTS
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -114,6 +116,14 @@ ABLATIONS = {
         "dialogues",
         ("question", "question_direct"),
         3,
+        "questions",
+        _ANSWERS,
+    ),
+    "caption_first_unread": Ablation(
+        "The same, by a model that cannot answer questions about texts",
+        "dialogues",
+        ("question_unread", "question_direct_unread"),
+        1,
         "questions",
         _ANSWERS,
     ),

@@ -2,7 +2,8 @@
 
 The dialogues have the layout of the published ones (see `simulation.assemble`), less the reasoning:
 the caption comes first, then the answer or the audio. Their `_direct` forms leave the caption out;
-`dialogue` is a question or a request, in the published proportion.
+`dialogue` is a question or a request, in the published proportion. `text_question` has the caption
+in the place of the audio: what a language model brings along, and a small one must learn.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from bagpiper_jax.input_pipeline.scenes.questions import ask, request
 from bagpiper_jax.input_pipeline.scenes.scene import Scene, generator
 
 BASE_TASKS = ("text_to_audio", "audio_to_text", "text_only")
-DIALOGUES = ("dialogue", "question", "question_direct", "request", "request_direct")
+DIALOGUES = (
+    "dialogue",
+    "question",
+    "question_direct",
+    "text_question",
+    "request",
+    "request_direct",
+)
 _QUESTIONS = 845 / (845 + 1470)  # of all dialogues (arXiv 2602.05220)
 TASKS = (*BASE_TASKS, *DIALOGUES)
 _BEFORE_ANSWER = "Caption of the audio: "
@@ -53,13 +61,16 @@ def turns(task: str, scene: Scene, labels: Sequence[str]) -> list[Turn]:
             return [Turn("user", "text", caption), sound]
         case "audio_to_text":
             return [Turn("user", "audio"), Turn("assistant", "text", caption)]
-        case "question" | "question_direct":
+        case "question" | "question_direct" | "text_question":
             question = ask(scene, labels)
             answer = question.answer
             if task == "question":
                 answer = captioned_answer(caption, answer)
-            asked = [Turn("user", "audio"), Turn("user", "text", question.text)]
-            return [*asked, Turn("assistant", "text", answer)]
+            heard = (
+                Turn("user", "text", caption) if task == "text_question" else Turn("user", "audio")
+            )
+            asked = Turn("user", "text", question.text)
+            return [heard, asked, Turn("assistant", "text", answer)]
         case "request":
             wish = Turn("user", "text", request(scene))
             return [wish, Turn("assistant", "text", caption), sound]
