@@ -201,6 +201,8 @@ def _train(args) -> None:
         connect(args.coordinator, args.num_processes, args.process_id)
     from bagpiper_jax.samples import SceneSamples
 
+    # batches that were made ahead and are not needed are freed by the tracker, which warns of them
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     options = {"must_resume": args.resume, "profile": args.profile, "wandb": args.wandb}
     try:
         train(run, args.workdir, SceneSamples, **options)
