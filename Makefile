@@ -47,7 +47,7 @@ docs: $(VENV)/.installed  ## the API reference, from the docstrings, in docs/bui
 # Left out: libsvm-official, which needs a C++ compiler and serves only ViSQOL's 48 kHz mode, and
 # the CUDA parts of PyTorch, which `pip install torch` adds where the build at hand wants them.
 lock: $(VENV)/.uv  ## write requirements/*.txt anew from setup.py
-	echo "setuptools>=77" | $(LOCK) --extra convert --extra beam --extra notebook -o requirements/full.txt $(LOCK_ARGS) >/dev/null
+	echo "setuptools>=77" | $(LOCK) --extra convert --extra beam --extra notebook --extra probes -o requirements/full.txt $(LOCK_ARGS) >/dev/null
 	sed -i.bak -E '/^(nvidia|cuda|triton)[a-z0-9-]*==/d' requirements/full.txt
 	rm requirements/full.txt.bak
 	echo "setuptools>=77" | $(LOCK) -c requirements/full.txt -o requirements/lock.txt $(LOCK_ARGS) >/dev/null

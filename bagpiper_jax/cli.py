@@ -9,6 +9,7 @@ import os
 import sys
 
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.evaluation import command as evaluating
 from bagpiper_jax.preparation import command as preparing
 from bagpiper_jax.preparation.filters import commands as filtering
 from bagpiper_jax.preparation.inspect import commands as inspecting
@@ -23,7 +24,13 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a subcommand; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and args.command not in (_train, _compile, filtering.run, simulating.run):
+    if rest and args.command not in (
+        _train,
+        _compile,
+        evaluating.run,
+        filtering.run,
+        simulating.run,
+    ):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     args.rest = rest
     try:
@@ -127,29 +134,7 @@ def _parser() -> argparse.ArgumentParser:
 
     serving.add_serve_parser(commands).set_defaults(command=serving.run)
 
-    evaluate = commands.add_parser("evaluate", help="measure a checkpoint on held-out scenes")
-    evaluate.set_defaults(command=_evaluate)
-    evaluate.add_argument("--checkpoint", help="release or workdir (default: embedded mini model)")
-    evaluate.add_argument("--corpus", help="directory of the mini corpus (default: the clone's)")
-    evaluate.add_argument("--out", required=True, help="where results go")
-    evaluate.add_argument("--split", default="test_a", choices=("dev", "test_a", "test_b"))
-    evaluate.add_argument("--scenes", type=int, default=300, help="scenes to describe")
-    evaluate.add_argument("--unseen", type=int, default=100, help="of an unseen voice and takes")
-    evaluate.add_argument(
-        "--renders",
-        type=int,
-        default=60,
-        help="digit strings to render; half as many letter strings and phrases come on top",
-    )
-    evaluate.add_argument("--seed", type=int, default=1)
-    evaluate.add_argument(
-        "--keep", action="store_true", help="put the figures beside the weights, for the report"
-    )
-    evaluate.add_argument(
-        "--choose-sampling",
-        action="store_true",
-        help="first choose the audio sampling on the development split, kept beside the weights",
-    )
+    evaluating.add_evaluate_parser(commands).set_defaults(command=evaluating.run)
 
     report = commands.add_parser("report", help="short training, then a report of the mini model")
     report.set_defaults(command=_report)
@@ -216,6 +201,8 @@ def _train(args) -> None:
         connect(args.coordinator, args.num_processes, args.process_id)
     from bagpiper_jax.samples import SceneSamples
 
+    # batches that were made ahead and are not needed are freed by the tracker, which warns of them
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     options = {"must_resume": args.resume, "profile": args.profile, "wandb": args.wandb}
     try:
         train(run, args.workdir, SceneSamples, **options)
@@ -297,34 +284,6 @@ def _convert(args) -> None:
         verify=args.verify,
     )
     print("\n".join(lines))
-
-
-def _evaluate(args) -> None:
-    try:
-        from bagpiper_jax.evaluation.evaluate import evaluate
-        from bagpiper_jax.evaluation.figures import RESULTS_FILE, figures_of
-        from bagpiper_jax.evaluation.sampling_choice import choose_for
-    except ImportError as e:
-        raise UserError(f"evaluation needs: pip install 'bagpiper_jax[eval]' ({e})") from e
-    from bagpiper_jax.release import MINI, copy_notes
-
-    checkpoint = args.checkpoint or MINI
-    corpus = args.corpus or os.path.join(_CLONE, "data", "mini")
-    if args.choose_sampling:
-        choose_for(checkpoint, corpus, seed=args.seed)
-    results = evaluate(
-        checkpoint,
-        args.out,
-        corpus_dir=corpus,
-        split=args.split,
-        scenes=args.scenes,
-        unseen=args.unseen,
-        renders=args.renders,
-        seed=args.seed,
-    )
-    if args.keep:
-        copy_notes(args.out, checkpoint, (RESULTS_FILE,))
-    print("\n".join(figures_of(results)))
 
 
 def _report(args) -> None:

@@ -34,6 +34,10 @@ def read_config_file(argv: Sequence[str], command: str) -> ConfigDict:
         raise
     except OSError as e:
         raise UserError(f"there is no config file that can be read: {' '.join(argv[1:3])}") from e
+    except KeyError as e:
+        raise UserError(
+            f"the config does not load: no key {' '.join(str(e.args[0]).split())}"
+        ) from e
     except Exception as e:  # the file is a program, which can fail in any way
         raise UserError(f"the config does not load: {_one_line(e)}") from e
     if config is None:

@@ -27,11 +27,14 @@ def fingerprints(config: BagpiperConfig, tokenizer: str, codec: str | None) -> d
     Raises:
       UserError: a file is missing or damaged.
     """
+    delay = config.vocab.stream_delay
     return {
         "tokenizer": file_fingerprint(tokenizer),
         "codec": codec and _codec_fingerprint(codec),
         "num_streams": config.vocab.num_streams,
         "block_windows": config.encoder.block_windows,
+        # sets that were prepared before it was a setting do not name it
+        **({} if delay == 1 else {"stream_delay": delay}),
     }
 
 

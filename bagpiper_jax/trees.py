@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
+
+from bagpiper_jax.errors import UserError
 
 
 def path_name(keys) -> str:
@@ -56,3 +58,22 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
             place = place.setdefault(parent, {})
         place[name] = leaf
     return tree
+
+
+def split_below(tree: dict, tops: Sequence[str], key: str) -> tuple[dict, dict]:
+    """Nested dicts without, and of, what lies at or below some dotted paths.
+
+    Args:
+      key: the config key that names the paths, for the message.
+
+    Raises:
+      UserError: a path names nothing.
+    """
+    flat = dotted(tree)
+    below = lambda path, top: path == top or path.startswith(f"{top}.")  # noqa: E731
+    for top in tops:
+        if not any(below(path, top) for path in flat):
+            parts = sorted({path.split(".")[0] for path in flat})
+            raise UserError(f"config key {key}: there is no {top!r}; the parts are {parts}")
+    held = {path: x for path, x in flat.items() if any(below(path, top) for top in tops)}
+    return nested({path: x for path, x in flat.items() if path not in held}), nested(held)

@@ -42,6 +42,8 @@ class Vocabulary:
         published checkpoints were trained. Off for new trainings.
       codec_weight: loss weight of codec targets: one number for all streams, or one per stream.
         The published value is 1/8.
+      stream_delay: frames by which each stream follows the one before it: 1 as published, 0 for
+        parallel streams (an ablation).
     """
 
     text_size: int = 151_936
@@ -49,10 +51,13 @@ class Vocabulary:
     codebook_size: int = 1024
     zero_text_id_is_pad: bool = False
     codec_weight: float | tuple[float, ...] = 0.125
+    stream_delay: int = 1
 
     def __post_init__(self):
         if min(self.text_size, self.num_streams, self.codebook_size) < 1:
             raise ValueError(f"every size of {self} must be at least 1")
+        if self.stream_delay < 0:
+            raise ValueError(f"stream_delay must not be negative: {self.stream_delay}")
         weights = self.codec_weight
         if isinstance(weights, tuple) and len(weights) != self.num_streams:
             raise ValueError(
@@ -86,6 +91,16 @@ class Vocabulary:
             raise ValueError(f"stream {stream} is not in [0, {self.num_streams})")
         start = self.codec_start + stream * self.stream_size
         return start, start + self.stream_size
+
+    @property
+    def delays(self) -> np.ndarray:
+        """Rows by which each stream is late, int [K]."""
+        return self.stream_delay * np.arange(self.num_streams)
+
+    @property
+    def delay_rows(self) -> int:
+        """Rows that an audio message has beyond its frames, for the last stream to come in."""
+        return self.stream_delay * (self.num_streams - 1)
 
     @property
     def stream_pads(self) -> np.ndarray:
@@ -123,9 +138,9 @@ class Vocabulary:
         return (ids - self.text_start).tolist()
 
     def interleave(self, codes) -> np.ndarray:
-        """Codec codes [T, K] → delay-interleaved rows, int32 [T + K − 1, K].
+        """Codec codes [T, K] → delay-interleaved rows, int32 [T + delay_rows, K].
 
-        Stream k is shifted right by k frames; the holes hold that stream's pad.
+        Stream k is shifted right by `delays[k]` frames; the holes hold that stream's pad.
 
         Raises:
           ValueError: wrong shape, or a code outside [0, codebook_size).
@@ -135,21 +150,21 @@ class Vocabulary:
             raise ValueError(f"codes must be [T, {self.num_streams}], not {list(codes.shape)}")
         if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
             raise ValueError(f"codes must lie in [0, {self.codebook_size})")
-        frames, streams = codes.shape
-        rows = np.tile(self.stream_pads, (frames + streams - 1, 1))
-        for k in range(streams):
-            rows[k : k + frames, k] += codes[:, k].astype(np.int32) + 1
+        frames = len(codes)
+        rows = np.tile(self.stream_pads, (frames + self.delay_rows, 1))
+        for k, late in enumerate(self.delays):
+            rows[late : late + frames, k] += codes[:, k].astype(np.int32) + 1
         return rows
 
     def deinterleave(self, rows) -> np.ndarray:
-        """Delay-interleaved rows [T + K − 1, K] → codes, int32 [T, K].
+        """Delay-interleaved rows [T + delay_rows, K] → codes, int32 [T, K].
 
         Ids that are not codes of their stream (pads, or what a model sampled at an edge) are
-        clipped into range. Fewer than K rows hold no whole frame: the result is [0, K].
+        clipped into range. Up to `delay_rows` rows hold no whole frame: the result is [0, K].
         """
         rows = np.asarray(rows, np.int64).reshape(-1, self.num_streams)
-        frames = max(len(rows) - self.num_streams + 1, 0)
-        columns = [rows[k : k + frames, k] for k in range(self.num_streams)]
+        frames = max(len(rows) - self.delay_rows, 0)
+        columns = [rows[late : late + frames, k] for k, late in enumerate(self.delays)]
         codes = np.stack(columns, axis=1) - self.stream_pads - 1
         return np.clip(codes, 0, self.codebook_size - 1).astype(np.int32)
 

@@ -1,4 +1,4 @@
-"""A small Bagpiper that learns the embedded real corpus on two CPU cores, in four stages.
+"""A small Bagpiper that learns the embedded real corpus on two CPU cores, in five stages.
 
     bagpiper train --config experiments/mini.py:words --workdir runs/words
     bagpiper train --config experiments/mini.py:list --config.init_from=runs/words \\
@@ -6,13 +6,17 @@
     bagpiper train --config experiments/mini.py:scenes --config.init_from=runs/list \\
         --workdir runs/scenes
     bagpiper train --config experiments/mini.py --config.init_from=runs/scenes --workdir runs/mini
+    bagpiper train --config experiments/mini.py:dialogues --config.init_from=runs/mini \\
+        --workdir runs/dialogues
 
 "words" (a quarter of an hour) hears and says one to three words under captions that are nothing but
 the words: without it, reading did not begin within 2,500 steps. "list" (half an hour) goes on to
 sounds, music, rooms and noise under captions as bare, most words under a sound. "scenes" (three
 quarters of an hour) is the whole world of scenes and rich captions, both directions alike, since
-what there is to learn of captions as text is learned with them. The last stage (25 minutes) has the
-published mixture and lets the rate fall to its end. Settings are ours unless marked (paper):
+what there is to learn of captions as text is learned with them. "mixture" (25 minutes) has the
+published mixture and lets the rate fall to its end. "dialogues" (20 minutes) goes on to questions
+about scenes and requests for them, each answered after a caption (caption-then-process), without
+forgetting what came before. Settings are ours unless marked (paper):
 arXiv 2602.05220, or (reference): ESPnet SpeechLM.
 """
 
@@ -20,7 +24,7 @@ import os
 
 import ml_collections
 
-STAGES = ("words", "list", "scenes", "mixture")
+STAGES = ("words", "list", "scenes", "mixture", "dialogues")
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -30,9 +34,11 @@ def get_config(stage: str = "mixture") -> ml_collections.ConfigDict:
         raise ValueError(f"there is no stage {stage!r}: choose one of {', '.join(STAGES)}")
     c = ml_collections.ConfigDict()
     c.model = "mini"  # preset of bagpiper_jax.get_config
+    c.model_changes = ml_collections.ConfigDict()  # in which the model differs from it
     c.seed = 0  # of weights, scenes and their order
     c.steps = 1500  # optimizer steps
     c.init_from = ""  # run or checkpoint whose weights, tokenizer and codec to start from
+    c.init_parts = ()  # the parts whose weights are taken of it, like ("audio_tower",); empty: all
     c.frozen = ()  # there is nothing yet that could stay as it is
 
     c.data = ml_collections.ConfigDict()
@@ -99,5 +105,11 @@ def get_config(stage: str = "mixture") -> ml_collections.ConfigDict:
         c.optimizer.final_ratio = 0.3
         c.data.profile = "crowded_full"  # lists go on among captions
         c.data.mixture = {"text_to_audio": 1.0, "audio_to_text": 1.0, "text_only": 0.0}
+        c.data.windows = 24
+    elif stage == "dialogues":
+        c.steps = 1000
+        c.optimizer.warmup_steps = 50
+        c.optimizer.final_ratio = 0.1  # (paper)
+        c.data.mixture = {"text_to_audio": 1.0, "audio_to_text": 1.0, "dialogue": 2.0}
         c.data.windows = 24
     return c

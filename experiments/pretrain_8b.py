@@ -23,7 +23,9 @@ def get_config(size: str = "pod") -> ml_collections.ConfigDict:
     c.model = "bagpiper_1.7b" if size == "chips1" else "bagpiper_8b"
     c.seed = 0  # of weights, examples and their order
     c.steps = 600_000  # (paper)
+    c.model_changes = ml_collections.ConfigDict()  # in which the model differs from it
     c.init_from = ""  # weights to start from, with a new optimizer: a run, or what convert wrote
+    c.init_parts = ()  # the parts whose weights are taken of it; empty: all
     c.frozen = ("audio_tower",)  # (paper)
 
     c.data = ml_collections.ConfigDict()

@@ -73,8 +73,8 @@ class Misbehaving:
     """The server. A context manager.
 
     `script` holds what happens to the next requests, first come first served; afterwards all is
-    well. An entry is one of: a dict or text to answer with, "ok", "slow", "reset", "truncated",
-    "garbage", "cut off", "refusal", or (status, headers, body).
+    well. An entry is one of: a dict or text to answer with, a function from the prompt to one,
+    "ok", "slow", "reset", "truncated", "garbage", "cut off", "refusal", or (status, headers, body).
     """
 
     def __init__(self, script=(), always=None, delay=0.0):
@@ -143,7 +143,9 @@ class _Handler(BaseHTTPRequestHandler):
         if gemini:
             prompt = "".join(p.get("text", "") for p in body["contents"][0]["parts"])
         else:
-            prompt = "".join(p.get("text", "") for p in body["messages"][1]["content"])
+            prompt = "".join(p.get("text", "") for p in body["messages"][-1]["content"])
+        if callable(step):
+            step = step(prompt)
         text = step if isinstance(step, str) else json.dumps(step)
         if step in ("ok", "slow", "truncated", "cut off", "refusal"):
             text = json.dumps(good_answer(prompt))

@@ -12,11 +12,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from probe_oracle import SEED, Ears, Oracle, tone_corpus
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation import (
     asr,
     codec_eval,
+    config,
+    context,
     demo,
     evaluate,
     figures,
@@ -25,93 +28,21 @@ from bagpiper_jax.evaluation import (
     report,
     report_cards,
     sampling_choice,
+    tables,
+    workdir,
 )
 from bagpiper_jax.evaluation import text_metrics as metrics
 from bagpiper_jax.inference.sampling import AUDIO, TEXT, Sampling
-from bagpiper_jax.input_pipeline.scenes import Clip, Corpus, plan_scene, render_scene
+from bagpiper_jax.input_pipeline.scenes import Corpus, plan_scene, render_scene
 from bagpiper_jax.input_pipeline.scenes.scene import SPELLED
 from bagpiper_jax.release import MINI, weights_digest
-
-SEED = 3
-SOUNDS = ("a gong", "rain", "a large dog", "howling wind", "a ship horn", "birdsong")
-
 
 # Probes
 
 
 @pytest.fixture(scope="module")
 def corpus():
-    """Tones under the names of words and sounds; no two clips alike."""
-    clips, audio = [], {}
-
-    def add(kind, text, voice, split, label="", seconds=0.3):
-        name = f"c{len(clips):03}"
-        samples = int(seconds * 16_000)
-        tone = np.sin(np.arange(samples) * (0.02 + 0.003 * len(clips)))
-        audio[name] = np.round(8000 * tone).astype(np.int16)
-        clip = Clip(
-            name, kind, label or text, text, voice, split, False, seconds, "", "", "", "", samples
-        )
-        clips.append(clip)
-
-    for voice, split in (("allison", "train"), ("slt", "train"), ("awb", "test")):
-        for word in metrics.DIGITS:
-            add("digit", word, voice, split)
-        for letter in "ABCDEF":
-            add("letter", letter, voice, split)
-        add("phrase", "good morning", voice, split)
-        add("phrase", "please hold the line", voice, split, seconds=0.5)
-    for label in (*SOUNDS, *(f"{sound} far away" for sound in SOUNDS)):
-        for split in ("train", "test"):
-            add("sound", "", "", split, label)
-    add("music", "", "", "train", "slow organ music", 1.0)
-    return Corpus(clips, audio)
-
-
-class Oracle:
-    """A pipeline that knows the scenes: right captions, and audio that is the scene's own."""
-
-    sampling = {"text": TEXT, "audio": AUDIO}
-    codec = SimpleNamespace(encode=lambda wav: wav, decode=lambda codes: codes)
-
-    def __init__(self, corpus, splits=("dev", "test_a", "test_b"), count=60):
-        self.captions, self.wavs, self.words, self.settings = {}, {}, {}, []
-        for split in splits:
-            scenes = [
-                plan_scene(corpus, SEED, index, split, profile)
-                for profile in ("scene", "spelling")
-                for index in range(count)
-            ]
-            if split == "test_a":
-                phrases = rendering_probe.spoken_scenes(corpus, split, {"phrase": 2}, SEED)
-                scenes += [spoken.scene for spoken in phrases]
-            for scene in scenes:
-                wav = render_scene(corpus, scene)
-                self.captions[wav.tobytes()] = scene.caption
-                self.wavs[scene.caption] = wav
-                spoken = [event.text for event in scene.events if event.voice]
-                self.words[wav.tobytes()] = " ".join(spoken)
-        for clip in corpus.clips.values():
-            wav = corpus.audio[clip.id].astype(np.float32) / 32768
-            self.words[wav.tobytes()] = clip.text
-
-    def describe_batch(self, wavs, *, sampling, seed=0):
-        return [self.captions[wav.tobytes()] for wav in wavs]
-
-    def render_batch(self, texts, *, sampling, seed=0):
-        self.settings.append(sampling)
-        return [self.wavs[text] for text in texts]
-
-
-class Ears:
-    """Hears what the oracle's scenes say; in other audio, nothing."""
-
-    def __init__(self, oracle):
-        self.words = oracle.words
-
-    def transcribe_all(self, wavs):
-        for wav in wavs:
-            yield self.words.get(wav.tobytes(), "").capitalize() + "."
+    return tone_corpus()
 
 
 @pytest.fixture(scope="module")
@@ -225,10 +156,12 @@ def test_settings_for_scenes_are_greedy_in_text_and_short():
 # The whole, and the report
 
 
-@pytest.fixture
-def evaluated(corpus, oracle, monkeypatch, tmp_path):
+@pytest.fixture(scope="module")
+def evaluated(corpus, oracle, tmp_path_factory):
     class Forgetful(Oracle):
         """Drops the first caption, and a digit from the third."""
+
+        engine = None  # it generates nothing
 
         def describe_batch(self, wavs, **options):
             texts = super().describe_batch(wavs, **options)
@@ -236,54 +169,69 @@ def evaluated(corpus, oracle, monkeypatch, tmp_path):
             texts[2] = re.sub(r'"(\w+) ', r'"nine \1 ', texts[2])
             return texts
 
-    forgetful = Forgetful(corpus)
-    monkeypatch.setattr(evaluate.Pipeline, "load", lambda path: forgetful)
-    monkeypatch.setattr(evaluate, "load_corpus", lambda path: corpus)
-    monkeypatch.setattr(asr, "Whisper", lambda: Ears(oracle))
-    monkeypatch.setattr(asr, "visqol", lambda a, b: iter([5.0] * len(a)))
-    out = tmp_path / "out"
-    results = evaluate.evaluate(
-        str(tmp_path / "mini"),
-        str(out),
-        corpus_dir="",
-        scenes=8,
-        unseen=4,
-        renders=4,
-        sweep=2,
-        prompts=1,
-        seed=SEED,
+    forgetful, directory = Forgetful(corpus), tmp_path_factory.mktemp("evaluated")
+    (directory / "mini").mkdir()
+    (directory / "mini" / "model.safetensors").write_bytes(b"weights")
+    settings = config.load_config(
+        config.experiment("evaluate_mini"),
+        [
+            f"--config.checkpoint={directory / 'mini'}",
+            "--config.corpus=",
+            f"--config.seed={SEED}",
+            "--config.evaluators.codec.prompts=1",
+            "--config.evaluators.understanding.scenes=8",
+            "--config.evaluators.caption_questions.scenes=8",
+            "--config.evaluators.unseen.scenes=4",
+            "--config.evaluators.rendering.digits=4",
+            "--config.evaluators.rendering.letters=2",
+            "--config.evaluators.rendering.phrases=2",
+            "--config.evaluators.cfg_sweep.digits=2",
+        ],
     )
-    return out, results
+    out = directory / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(context.Pipeline, "load", lambda path: forgetful)
+        patch.setattr(context, "load_corpus", lambda path: corpus)
+        patch.setattr(asr, "Whisper", lambda: Ears(oracle))
+        patch.setattr(asr, "visqol", lambda a, b: iter([5.0] * len(a)))
+        results = evaluate.evaluate(settings, str(out))
+    return out, results, SimpleNamespace(corpus=corpus, codec=oracle.codec)
 
 
 def test_results_are_written_and_read_back(evaluated):
-    out, results = evaluated
+    out, results, _ = evaluated
     assert json.loads((out / "results.json").read_text()) == results
     assert results["understanding"]["wer"]["spelled"]["value"] > 0
     assert results["understanding"]["scenes"] == 8 and results["unseen"]["split"] == "test_b"
     assert [point["cfg"] for point in results["cfg_sweep"]] == [1, 1.5, 2, 3]
-    items = evaluate.read_items(str(out / "items.jsonl"))
-    probes = [item["probe"] for item in items]
-    assert {p: probes.count(p) for p in set(probes)} == {
-        "codec": 1,
-        "understanding": 12,
+    items = {name: workdir.read_items(str(out), name) for name in results["evaluators"]}
+    assert {name: len(of) for name, of in items.items()} == {
+        "understanding": 8,
+        "unseen": 4,
         "rendering": 8,
+        "cfg_sweep": 0,
+        "caption_questions": 8,
+        "codec": 1,
     }
-    assert not (tmp := out / "results.json.tmp").exists(), tmp
+    clips = {f"{item['clip']}.flac" for item in items["rendering"]}
+    assert set(os.listdir(out / "audio" / "rendering")) == clips and len(clips) == 8
     assert "/" not in results["checkpoint"]
+    lines = (out / "results.md").read_text().splitlines()
+    found = results["understanding"]
+    for name in ("events_f1", "noise"):
+        value, chance = map(tables.interval_text, (found[name], found["control"][name]))
+        assert f"| understanding | {name} | {value} | 8 | {chance} |" in lines
 
 
-def test_report_is_one_file_that_asks_for_nothing(evaluated, corpus, oracle):
-    out, results = evaluated
+def test_report_is_one_file_that_asks_for_nothing(evaluated):
+    out, results, scenes = evaluated
     lines = [{"step": i, "loss": 5 - i, "ce/stream0": 4 - i} for i in range(1, 4)]
     both = [figures.Evaluation("full", results), figures.Evaluation("this run", results)]
     report.write_report(
         str(out / "report.html"),
         both,
-        evaluate.read_items(str(out / "items.jsonl")),
-        folder=str(out),
-        corpus=corpus,
-        codec=oracle.codec,
+        str(out),
+        scenes,
         curves={"Short training": lines, "No training": []},
         cards=4,
     )
@@ -296,6 +244,8 @@ def test_report_is_one_file_that_asks_for_nothing(evaluated, corpus, oracle):
     assert "A &lt;b&gt;gong&lt;/b&gt; &amp;" in text
     assert "not written:" in text and "missed:" in text and "<ins>nine</ins>" in text
     assert text.count("<audio") == 2 * (4 + 1 + 2 + 1 + 1)
+    assert text.count("other audio (control)</th>") == 2  # beside the figures of both splits
+    assert "<audio" in (out / "results.html").read_text()
 
 
 def test_marks_show_what_is_wrong_and_what_is_missing():
@@ -357,8 +307,6 @@ def test_a_missing_judge_names_the_extra(monkeypatch, module):
             next(asr.visqol([np.zeros(16_000)], [np.zeros(16_000)]))
         else:
             asr.Whisper()
-    with pytest.raises(UserError, match="extra `eval`"):
-        asr.require()
 
 
 def test_figures_belong_to_the_weights_beside_them(tmp_path):
@@ -374,12 +322,12 @@ def test_figures_belong_to_the_weights_beside_them(tmp_path):
 
 def test_the_control_is_other_audio_of_the_same_sort(corpus):
     scenes = [plan_scene(corpus, SEED, i, "test_a", "scene") for i in range(40)]
-    others = mini_probes._others(scenes)
+    others = mini_probes.others(scenes)
     sorts = [any(e.kind in SPELLED for e in scene.events) for scene in scenes]
     assert all(i != j and sorts[i] == sorts[j] for i, j in enumerate(others))
     assert 0 < sum(sorts) < 40 and len(set(others)) == 40
     one = scenes[sorts.index(True)]
-    assert mini_probes._others([one, scenes[sorts.index(False)]]) == [1, 0]
+    assert mini_probes.others([one, scenes[sorts.index(False)]]) == [1, 0]
 
 
 def test_damaged_results_are_told(tmp_path):
@@ -388,12 +336,14 @@ def test_damaged_results_are_told(tmp_path):
     with pytest.raises(UserError, match="results.json is damaged"):
         figures.committed(str(tmp_path))
     with pytest.raises(UserError, match="items.jsonl cannot be read"):
-        evaluate.read_items(str(tmp_path / "items.jsonl"))
+        workdir.read_items(str(tmp_path), "items")
 
 
 @pytest.mark.slow
 def test_whisper_hears_a_spelled_string_of_the_corpus():
-    corpus = Corpus.load(demo.EXPERIMENT.parents[1] / "data" / "mini")
+    corpus = Corpus.load(
+        os.path.join(os.path.dirname(config.experiment("mini")), "..", "data", "mini")
+    )
     spoken = rendering_probe.spoken_scenes(corpus, "dev", {"digits": 4}, SEED)
     whisper = asr.Whisper()
     heard = whisper.transcribe_all([render_scene(corpus, s.scene) for s in spoken])

@@ -1,6 +1,7 @@
 """Generation with the KV cache against a plain loop that runs the whole sequence at every row."""
 
 import dataclasses
+import functools
 
 import hypothesis
 import jax
@@ -77,7 +78,7 @@ def plain_greedy(model, prompt, modality, cfg, min_rows, max_rows):
     context = np.concatenate([prompt.tokens, marker])
     head = np.asarray(model.head[: vocab.size])
     emb = np.asarray(model.stream_emb[...])
-    streams, frames = vocab.num_streams, None
+    frames, last = None, vocab.delay_rows
     ends = [vocab_lib.EOS, vocab_lib.EOT]
     while len(rows) < max_rows:
         h = np.asarray(hidden(context, rows, prompt.audio))
@@ -92,20 +93,20 @@ def plain_greedy(model, prompt, modality, cfg, min_rows, max_rows):
                 allowed[vocab.text_start : vocab.codec_start] = True
                 allowed[ends] = len(rows) >= min_rows
             elif frames is None and k == 0:
-                if len(rows) + streams > max_rows:  # room for the delay and nothing else
+                if len(rows) + last >= max_rows:  # room for the delay and nothing else
                     allowed[start] = True
                 else:
                     allowed[start + 1 : stop] = True
-                    allowed[start] = len(rows) + streams > min_rows
+                    allowed[start] = last > 0 and len(rows) + last >= min_rows
                     allowed[ends] = len(rows) >= min_rows
-            elif k == 0 and len(rows) == frames + streams - 1:
+            elif k == 0 and len(rows) == frames + last:
                 allowed[ends] = True
-            elif len(rows) < k or frames is not None and len(rows) - k >= frames:
+            elif not 0 <= len(rows) - vocab.delays[k] < (frames or max_rows):
                 allowed[start] = True
             else:
                 allowed[start + 1 : stop] = True
             row[k] = np.where(allowed, logits, -np.inf).argmax()
-        if modality == "text" or frames is not None:
+        if modality == "text" or frames is not None or not last:
             if row[0] in ends:
                 return rows, row[0]
         elif row[0] in (*ends, vocab.stream_pads[0]):
@@ -128,32 +129,53 @@ def test_cached_batched_generation_equals_the_plain_loop(model, engine_of, modal
         np.testing.assert_array_equal(rows, want)
 
 
-mask_of = jax.jit(delay_mask, static_argnames="streams")
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_parallel_streams_equal_the_plain_loop(model, cfg):
+    """The same weights read as a model whose streams are not delayed."""
+    config = model.config
+    vocab = dataclasses.replace(config.vocab, stream_delay=0)
+    parallel = nnx.clone(model)
+    parallel.config = dataclasses.replace(config, vocab=vocab)
+    settings = Sampling(temperature=0.0, top_k=20, cfg=cfg, min_rows=3, max_rows=12)
+    asked = prompts(vocab)
+    answers = generate(Engine(parallel), asked, {"audio": settings}, "audio")
+    for prompt, (_, rows, end) in zip(asked, answers, strict=True):
+        want, want_end = plain_greedy(parallel, prompt, "audio", cfg, 3, 12)
+        assert end == want_end
+        np.testing.assert_array_equal(rows, want)
+        assert not np.isin(rows, vocab.stream_pads).any()
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def mask_of(step, frames, streams, delay, *limits):
+    return delay_mask(step, frames, delay * np.arange(streams), *limits)
 
 
 @hypothesis.settings(max_examples=60, deadline=None)
-@given(streams=st.integers(1, 6), min_rows=st.integers(0, 12), data=st.data())
-def test_delay_mask_admits_whole_messages_only(streams, min_rows, data):
-    """Any choices inside the mask are a message of T + K − 1 rows, every stream with T codes."""
-    max_rows = data.draw(st.integers(max(min_rows, streams) + 1, 24))
+@given(st.integers(1, 6), st.integers(0, 2), st.integers(0, 12), st.data())
+def test_delay_mask_admits_whole_messages_only(streams, delay, min_rows, data):
+    """Any choices inside the mask are a message of T frames and the delay, T codes per stream."""
+    late = delay * (streams - 1)
+    max_rows = data.draw(st.integers(max(min_rows, late) + 1, 24))
     frames, kinds = -1, []
     for step in range(max_rows + 1):
         at, settled, *limits = (np.array([n]) for n in (step, frames, min_rows, max_rows))
-        mask = np.asarray(mask_of(at, settled, streams, *limits))[0]
+        mask = np.asarray(mask_of(at, settled, streams, delay, *limits))[0]
         assert mask.any(axis=-1).all()
         row = [data.draw(st.sampled_from(np.flatnonzero(m).tolist())) for m in mask]
         if frames < 0 and row[0] != 1:
             assert row[0] == 0 or step >= min_rows
             frames, row[0] = step, 0
-            if streams == 1:
+            if not late:
                 break
         elif row[0] == 2:
             break
         kinds.append(row)
     kinds = np.array(kinds).reshape(-1, streams)
-    assert min_rows <= len(kinds) == frames + streams - 1 <= max_rows
+    assert min_rows <= len(kinds) == frames + late <= max_rows
     for k in range(streams):
-        assert (kinds[k : k + frames, k] == 1).all() and kinds[:, k].sum() == frames
+        first = k * delay
+        assert (kinds[first : first + frames, k] == 1).all() and kinds[:, k].sum() == frames
 
 
 def test_end_tokens_wait_for_min_rows_and_stop_the_row(model, engine_of):

@@ -394,9 +394,20 @@ def test_a_new_model_by_the_command_line(tensors, tmp_path, capsys):
     assert main([*argv, "--tokenizer", str(tmp_path / "none.json")]) == 2
     assert "there is no tokenizer" in capsys.readouterr().err and not os.path.exists(out)
     argv += ["--tokenizer", str(tmp_path / "tokenizer.json")]
+    config = tmp_path / "llm" / "config.json"
+    for words, told in (
+        ('{"rope_theta": 1', "config.json is damaged"),
+        ('{"rope_scaling": {"type": "yarn"}}', "rotations of the type 'yarn' are not supported"),
+    ):
+        config.write_text(words)
+        assert main(argv) == 2
+        assert told in capsys.readouterr().err and not os.path.exists(out)
+    config.write_text('{"rms_norm_eps": 1e-5, "rope_parameters": {"rope_theta": 5000000.0}}')
     assert main([*argv, "--verify", "bits"]) == 0
     assert os.path.exists(os.path.join(out, "tokenizer.json"))
     model = bp.load(out)
+    decoder = model.config.decoder
+    assert (decoder.rope_theta, decoder.rms_norm_eps) == (5e6, 1e-5)
     assert not model.config.vocab.zero_text_id_is_pad
     np.testing.assert_array_equal(
         model.model.embed_tokens[256:576], text["model.embed_tokens.weight"].astype(np.float32)

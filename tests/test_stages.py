@@ -4,19 +4,26 @@ import dataclasses
 import os
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from tiny_run import CONFIG, TINY
 
 from bagpiper_jax.errors import UserError
-from bagpiper_jax.modeling.config import get_config
+from bagpiper_jax.modeling.config import changed, get_config
 from bagpiper_jax.release import MINI, MODEL_FILE, load_assets, write_config
 from bagpiper_jax.training.assets import run_shapes
 from bagpiper_jax.training.config import load_config
-from bagpiper_jax.training.loop import train
+from bagpiper_jax.training.loop import initial_params, train
+from bagpiper_jax.training.step import make_model, run_mesh
 from bagpiper_jax.trees import dotted
 
 CORPUS = os.path.join(os.path.dirname(CONFIG), "..", "data", "mini")
+
+
+def one_device():
+    run = load_config(["--config", CONFIG])
+    return run_mesh(run, jax.devices()[:1])
 
 
 def stage(name, *overrides):
@@ -103,3 +110,65 @@ def test_weights_of_another_model_are_refused(tmp_path):
     with pytest.raises(UserError, match="init_from: .* is no tiny"):
         train(run, str(tmp_path / "run"))
     assert not os.path.exists(tmp_path / "run")
+
+
+def test_parts_of_other_weights(finished, tmp_path):
+    """One part is taken, the rest starts at random, and all but the frozen one moves."""
+    before = dotted(finished[1].params)
+    parts = ("audio_tower.conv2d1", "stream_emb")
+    run = dataclasses.replace(
+        load_config(["--config", CONFIG, *TINY, "--config.steps=3"]),
+        init_from=finished[0],
+        init_parts=parts,
+        frozen=("audio_tower.conv2d1",),
+    )
+    taken = dotted(initial_params(run, make_model(run, run_shapes(run)), one_device()))
+    fresh = dataclasses.replace(run, init_from="", init_parts=(), frozen=())
+    random = dotted(initial_params(fresh, make_model(run, run_shapes(run)), one_device()))
+    assert taken.keys() == before.keys()
+    for path, value in taken.items():
+        source = before if path.startswith(parts) else random
+        assert np.array_equal(value, source[path]), path
+    assert any(path.startswith("stream_emb") for path in before)
+    after = dotted(train(run, str(tmp_path / "run")).params)
+    for path, value in after.items():
+        kept = np.array_equal(value, before[path])
+        assert kept is path.startswith("audio_tower.conv2d1"), path
+    wrong = dataclasses.replace(run, init_parts=("audio_towr",))
+    with pytest.raises(UserError, match="init_parts: there is no 'audio_towr'; the parts are"):
+        train(wrong, str(tmp_path / "other"))
+    with pytest.raises(UserError, match="init_parts: name the weights"):
+        load_config(["--config", CONFIG, "--config.init_parts=('stream_emb',)"])
+
+
+def test_a_changed_model_is_trained_kept_and_told_apart(finished, tmp_path):
+    """Parallel streams and another loss weight, from weights of the published layout."""
+    changes = {"vocab": {"stream_delay": 0, "codec_weight": [0.4, 0.3, 0.2, 0.1]}}
+    run = dataclasses.replace(
+        load_config(["--config", CONFIG, *TINY]), init_from=finished[0], model_changes=changes
+    )
+    workdir = str(tmp_path / "run")
+    train(run, workdir)
+    vocab = load_assets(workdir).config.vocab
+    assert vocab.stream_delay == 0 and vocab.codec_weight == (0.4, 0.3, 0.2, 0.1)
+    train(run, workdir)  # it is the same run
+    with pytest.raises(UserError, match=r"other settings \(model_changes.vocab.stream_delay"):
+        other = {"vocab": {**changes["vocab"], "stream_delay": 2}}
+        train(dataclasses.replace(run, model_changes=other), workdir)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"vocab": {"delay": 0}}, "no setting vocab.delay: choose of"),
+        ({"vocab": 3}, "vocab of the model is a section"),
+        ({"vocab": {"stream_delay": "none"}}, "vocab.stream_delay of the model is like 1"),
+        ({"vocab": {"stream_delay": -1}}, "do not go together: stream_delay must not"),
+        ({"vocab": {"codec_weight": [1.0]}}, "do not go together: codec_weight has 1 values"),
+        ({"z_loss": "much"}, "z_loss of the model is like 0.0"),
+    ],
+)
+def test_wrong_changes_of_a_model(changes, words):
+    with pytest.raises(UserError, match=words):
+        changed(get_config("tiny"), changes)
+    assert changed(get_config("tiny"), {"z_loss": 1}).z_loss == 1.0

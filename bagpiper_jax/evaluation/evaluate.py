@@ -1,172 +1,86 @@
-"""Evaluates a mini checkpoint on held-out scenes: `bagpiper evaluate`.
+"""Runs the evaluators that a config names, one after the other: `bagpiper evaluate`.
 
-Writes `results.json` (figures with 95 % bootstrap intervals), `items.jsonl` (per scene what was
-asked, written and heard) and a few rendered clips.
+A killed evaluation goes on where it stopped when it is started again with the same workdir. What is
+done is read, not measured again, and the results are those of an undisturbed one, to the last byte.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
-import json
 import os
-from collections.abc import Sequence
 from typing import Any
 
-from bagpiper_jax.audio import save_audio
-from bagpiper_jax.errors import UserError
-from bagpiper_jax.evaluation import asr, text_metrics
-from bagpiper_jax.evaluation.codec_eval import codec_probe
-from bagpiper_jax.evaluation.figures import RESULTS_FILE
-from bagpiper_jax.evaluation.mini_probes import understanding_probe
-from bagpiper_jax.evaluation.rendering_probe import (
-    errors_by_kind,
-    hear,
-    render,
-    rendering_probe,
-    spoken_scenes,
-)
-from bagpiper_jax.evaluation.sampling_choice import CFGS, sampling_source, scene_sampling
+from bagpiper_jax.evaluation import registry, tables, workdir
+from bagpiper_jax.evaluation.config import EvaluationConfig
+from bagpiper_jax.evaluation.context import Context
+from bagpiper_jax.evaluation.figures import RESULTS_FILE, Evaluation
+from bagpiper_jax.evaluation.report import write_report
+from bagpiper_jax.evaluation.sampling_choice import choose_sampling
 from bagpiper_jax.files import make_directory, write_json, write_text
-from bagpiper_jax.inference.pipeline import Pipeline
-from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
-from bagpiper_jax.release import weights_digest
+from bagpiper_jax.json_lines import Journal
 
-ITEMS_FILE, AUDIO_DIR = "items.jsonl", "audio"
-UNSEEN_SPLIT = "test_b"
+MARKDOWN_FILE, PAGE_FILE = "results.md", "results.html"
 
 
-def evaluate(
-    checkpoint: str,
-    out: str,
-    *,
-    corpus_dir: str,
-    scenes: int = 300,
-    unseen: int = 100,
-    renders: int = 60,
-    sweep: int = 30,
-    prompts: int = 150,
-    split: str = "test_a",
-    seed: int = 1,
-    keep_audio: int = 8,
-) -> dict[str, Any]:
-    """Runs every probe on a checkpoint and writes the results to `out`.
+def evaluate(config: EvaluationConfig, directory: str, *, choose: bool = False) -> dict[str, Any]:
+    """Runs every evaluator of a config and writes the results.
+
+    `directory` gets `results.json`, `results.md` and `results.html`; of each evaluator `NAME.json`
+    (figures), `NAME.jsonl` (items), `NAME.sums.json` (for comparisons) and `audio/NAME/`; and
+    `run.json` and `outputs.jsonl`, from which it resumes.
 
     Args:
-      checkpoint: a run's workdir or a released checkpoint.
-      out: directory for the results.
-      corpus_dir: of the mini corpus.
-      scenes: held-out scenes to describe.
-      unseen: scenes of the unseen voice and takes to describe; 0 leaves them out.
-      renders: digit strings to render, and half as many letter strings and phrases.
-      sweep: digit strings of the guidance sweep; 0 leaves it out.
-      prompts: recorded phrases for the codec, at most; the mini corpus has 115.
-      split: of the scenes.
-      seed: of scenes, sampling and intervals.
-      keep_audio: rendered clips of each kind to keep in `out`.
+      config: what to evaluate.
+      directory: where everything goes.
+      choose: first choose the audio sampling on development scenes, kept beside the weights.
 
     Returns:
       what `results.json` holds.
 
     Raises:
-      UserError: the extra `eval` is missing, bad arguments, or `out` cannot be written.
+      UserError: a package is missing, the checkpoint does not load, or the directory holds an
+        evaluation of other weights, files or settings.
     """
-    if scenes < 2 or renders < 2 or prompts < 1 or unseen == 1:
-        raise UserError(
-            "an evaluation needs 2 scenes, 2 renders and 1 codec prompt at least, and unseen "
-            "scenes, where there are any, too"
+    for instance in config.evaluators:
+        registry.require(instance.use)
+    make_directory(directory)
+    weights = workdir.weights_fingerprint(config.checkpoint)
+    with Journal(os.path.join(directory, workdir.OUTPUTS_FILE)) as outputs:
+        context = Context(
+            config.checkpoint, config.corpus, config.seed, outputs, weights, config.audio
         )
-    asr.require()
-    whisper = asr.Whisper()
-    make_directory(os.path.join(out, AUDIO_DIR))
-    corpus = load_corpus(corpus_dir)
-    pipe = Pipeline.load(checkpoint)
-    sampling = scene_sampling(pipe.sampling["text"], pipe.sampling["audio"])
-    results: dict[str, Any] = {
-        "checkpoint": os.path.basename(os.path.abspath(checkpoint)),
-        "weights_sha256": weights_digest(checkpoint),
-        "date": datetime.date.today().isoformat(),
-        "split": split,
-        "seed": seed,
-        "sampling": {kind: dataclasses.asdict(s) for kind, s in sampling.items()},
-        "sampling_source": sampling_source(checkpoint, sampling["audio"]),
-        "judges": {"whisper": asr.WHISPER, "visqol": asr.VISQOL},
-        "versions": asr.versions(),
-    }
-    results["codec"], items = codec_probe(pipe.codec, corpus, whisper, count=prompts, seed=seed)
-    for name, of, count in (("understanding", split, scenes), ("unseen", UNSEEN_SPLIT, unseen)):
-        if count:
-            results[name], more = understanding_probe(
-                pipe, corpus, sampling["text"], split=of, count=count, seed=seed
-            )
-            items += more
-    counts = {"digits": renders, "letters": -(-renders // 2), "phrase": -(-renders // 2)}
-    results["rendering"], more, wavs = rendering_probe(
-        pipe, corpus, pipe.codec, whisper, sampling["audio"], split=split, counts=counts, seed=seed
-    )
-    _keep_audio(more, wavs, out, keep_audio)
-    items += more
-    if sweep:
-        results["cfg_sweep"] = cfg_sweep(
-            pipe, corpus, whisper, sampling["audio"], split=split, count=sweep, seed=seed
-        )
-    results = to_json(results)
-    write_json(os.path.join(out, RESULTS_FILE), results)
-    _write_items(os.path.join(out, ITEMS_FILE), items)
+        if choose and os.path.exists(os.path.join(directory, workdir.HEAD_FILE)):
+            print("the sampling was chosen when this evaluation was begun", flush=True)
+        elif choose:
+            _choose(context)
+        head = workdir.open_head(directory, context, weights)
+        for instance in config.evaluators:  # what does not fit is told before anything runs
+            workdir.read_outcome(directory, *instance)
+        for number, instance in enumerate(config.evaluators, 1):
+            done = workdir.read_outcome(directory, *instance) is not None
+            state = ": done before" if done else ""
+            print(f"{number}/{len(config.evaluators)} {instance.name}{state}", flush=True)
+            if not done:
+                outcome = registry.find(instance.use)(context, **instance.settings)
+                workdir.write_outcome(directory, *instance, outcome)
+        results = {
+            **head,
+            "evaluators": {i.name: {"use": i.use, **i.settings} for i in config.evaluators},
+            **{i.name: workdir.read_outcome(directory, *i) for i in config.evaluators},
+        }
+        write_json(os.path.join(directory, RESULTS_FILE), results)
+        write_text(os.path.join(directory, MARKDOWN_FILE), tables.results_markdown(results))
+        page = os.path.join(directory, PAGE_FILE)
+        write_report(page, [Evaluation("this run", results)], directory, context)
     return results
 
 
-def cfg_sweep(
-    generator: Any, corpus: Any, whisper: Any, sampling: Any, *, split: str, count: int, seed: int
-) -> list[dict[str, Any]]:
-    """Error rate of rendered digit strings at each strength of guidance, all else as chosen."""
-    spoken = spoken_scenes(corpus, split, {"digits": count}, seed)
-    out = []
-    for cfg in CFGS:
-        setting = dataclasses.replace(sampling, cfg=cfg)
-        heard = hear(
-            whisper, render(generator, spoken, setting, seed, f"cfg {cfg:g}"), f"cfg {cfg:g}"
-        )
-        out.append({"cfg": cfg, "wer": errors_by_kind(spoken, heard, seed)["digits"]})
-    return out
-
-
-def to_json(value: Any) -> Any:
-    """Named figures as JSON objects, counts of errors as [errors, words]."""
-    if isinstance(value, text_metrics.Interval):
-        return {name: round(part, 5) for name, part in value._asdict().items()}
-    if isinstance(value, dict):
-        return {name: to_json(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_json(part) for part in value]
-    return value
-
-
-def read_items(path: str) -> list[dict[str, Any]]:
-    """The items of an evaluation.
-
-    Raises:
-      UserError: the file is missing or damaged.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}): run `bagpiper evaluate` again"
-        ) from error
-
-
-def _keep_audio(items: Sequence[dict[str, Any]], wavs: Sequence[Any], out: str, each: int) -> None:
-    kept: dict[str, int] = {}
-    for item, wav in zip(items, wavs, strict=True):
-        number = kept.get(item["kind"], 0)
-        if number < each and len(wav):
-            item["audio"] = f"{AUDIO_DIR}/{item['kind']}-{number}.flac"
-            save_audio(os.path.join(out, item["audio"]), wav)
-            kept[item["kind"]] = number + 1
-
-
-def _write_items(path: str, items: Sequence[dict[str, Any]]) -> None:
-    lines = (json.dumps(to_json(item), ensure_ascii=False) + "\n" for item in items)
-    write_text(path, "".join(lines))
+def _choose(context: Context) -> None:
+    chosen = choose_sampling(
+        context.pipeline,
+        context.corpus,
+        context.whisper,
+        context.checkpoint,
+        counts={"digits": 14, "letters": 6},
+        seed=context.seed,
+    )
+    context.pipeline.sampling.update(chosen)

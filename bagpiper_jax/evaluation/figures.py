@@ -66,7 +66,7 @@ class Evaluation:
     results: dict[str, Any]
 
     def get(self, *path: str) -> Any:
-        """A figure, or None where it was not measured."""
+        """A part of the results, or None where it was not measured."""
         value: Any = self.results
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None

@@ -33,6 +33,7 @@ GROUPS = {
     "spelled_long": (SPELLED, 3),
     **{kind: ((kind,), 0) for kind in KINDS},
 }
+MIN_SAMPLES = 1_600  # the shortest clip that a pipeline takes: 0.1 s
 CHUNK = 20  # clips or captions handed to the pipeline at once, one compiled shape
 
 
@@ -55,6 +56,19 @@ def in_chunks(call: Callable[[Sequence], list], items: Sequence, name: str) -> l
             out.extend(call(part))
             bar.update(len(part))
     return out
+
+
+def describe_audible(
+    generator: Generator, sampling: Any, seed: int, wavs: Sequence[np.ndarray]
+) -> list[str]:
+    """Captions of clips; empty where a clip is too short for one."""
+    heard = [i for i, wav in enumerate(wavs) if len(wav) >= MIN_SAMPLES]
+    texts = [""] * len(wavs)
+    if heard:
+        found = generator.describe_batch([wavs[i] for i in heard], sampling=sampling, seed=seed)
+        for i, text in zip(heard, found, strict=True):
+            texts[i] = str(text)
+    return texts
 
 
 def understanding_probe(
@@ -109,7 +123,7 @@ def understanding_probe(
             "control": {"of": other_scene.index, **score_caption(scene, other, names)},
         }
         for scene, text, other_scene, other in (
-            (scenes[i], written[i], scenes[j], written[j]) for i, j in enumerate(_others(scenes))
+            (scenes[i], written[i], scenes[j], written[j]) for i, j in enumerate(others(scenes))
         )
     ]
     figures = caption_figures(items, seed)
@@ -117,7 +131,7 @@ def understanding_probe(
     return {"split": split, "profile": profile, "scenes": count, **figures}, items
 
 
-def _others(scenes: Sequence[Scene]) -> list[int]:
+def others(scenes: Sequence[Scene]) -> list[int]:
     """For each scene, the next one with or without a spelled string like itself; never itself."""
     spelled = [any(event.kind in SPELLED for event in scene.events) for scene in scenes]
     count, out = len(scenes), []
@@ -134,16 +148,24 @@ def score_caption(scene: Scene, text: str, names: Iterable[str]) -> dict[str, An
       quotes: one entry per string spoken or written, with kind, truth, written (None where there is
         none) and the word errors; events: those there and those named; noise, room: right or not.
     """
-    real, parsed = truth(scene), parse_caption(text, names)
-    spoken = [event for event in scene.events if event.voice]
-    true_words = [event.text.lower().split() for event in spoken]
+    kinds = [event.kind for event in scene.events if event.voice]
+    return compare_captions(truth(scene), parse_caption(text, names), kinds)
+
+
+def compare_captions(
+    real: Parsed, parsed: Parsed, kinds: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """`score_caption` against what another caption says; kinds: of its quotes, told if known."""
+    true_words = [quote.lower().split() for quote in real.quotes]
     words = [quote.lower().split() for quote in parsed.quotes]
+    if kinds is None:
+        kinds = [kind_of(quote) for quote in true_words]
     quotes = []
     for i, j in align_quotes(true_words, words):
         quotes.append(
             {
-                "kind": kind_of(words[j]) if i is None else spoken[i].kind,
-                "truth": None if i is None else spoken[i].text,
+                "kind": kind_of(words[j]) if i is None else kinds[i],
+                "truth": None if i is None else real.quotes[i],
                 "written": None if j is None else parsed.quotes[j],
                 "errors": text_metrics.count_errors(
                     [] if i is None else true_words[i], [] if j is None else words[j]
@@ -203,3 +225,21 @@ def caption_figures(items: Sequence[dict[str, Any]], seed: int) -> dict[str, Any
         right = [item[name] for item in items]
         figures[name] = text_metrics.bootstrap_ratio(right, np.ones(len(right)), seed=seed)
     return figures
+
+
+def caption_rates(
+    scores: Sequence[dict[str, Any]], scenes: Sequence[Scene], seed: int
+) -> dict[str, text_metrics.Interval]:
+    """Error rate of all quoted strings and F1 of events, of scores of captions of scenes.
+
+    Scenes that say the same are drawn together. What there is nothing to measure of is left out.
+    """
+    out = {}
+    counts = [sum((q["errors"] for q in score["quotes"]), Errors()) for score in scores]
+    if any(c.words for c in counts):
+        said = [tuple(e.text for e in s.events if e.voice) or i for i, s in enumerate(scenes)]
+        out["wer"] = text_metrics.word_error_rate(counts, groups=said, seed=seed)
+    pairs = [(set(score["events"]["truth"]), set(score["events"]["named"])) for score in scores]
+    if any(real or named for real, named in pairs):
+        out["events_f1"] = text_metrics.events_f1(pairs, seed=seed)
+    return out

@@ -32,10 +32,12 @@ class Spoken(NamedTuple):
     text: str
 
 
-def spoken_scenes(corpus: Corpus, split: str, counts: dict[str, int], seed: int) -> list[Spoken]:
+def spoken_scenes(
+    corpus: Corpus, split: str, counts: dict[str, int], seed: int, profile: str = "spelling"
+) -> list[Spoken]:
     """Scenes with one thing said, so many of each kind.
 
-    Spelled strings come alone, from the profile "spelling". Phrases come from the profile "scene",
+    Spelled strings come alone, from `profile`. Phrases come from the profile "scene",
     with sounds around them, since held-out scenes without a spelled string are combinations.
 
     Raises:
@@ -43,10 +45,8 @@ def spoken_scenes(corpus: Corpus, split: str, counts: dict[str, int], seed: int)
     """
     found: list[Spoken] = []
     for kind, count in counts.items():
-        profile = "scene" if kind == "phrase" else "spelling"
-        some = (
-            plan_scene(corpus, seed, i, split, profile) for i in range(count * _SCENES_SEARCHED)
-        )
+        world = "scene" if kind == "phrase" else profile
+        some = (plan_scene(corpus, seed, i, split, world) for i in range(count * _SCENES_SEARCHED))
         mine = itertools.islice((s for s in some if _says_only(s, kind)), count)
         mine = [Spoken(kind, s, next(e.text for e in s.events if e.voice)) for s in mine]
         if len(mine) < count:

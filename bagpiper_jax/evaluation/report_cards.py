@@ -48,9 +48,9 @@ def scene_card(item: dict[str, Any], corpus: Corpus, codec: Codec, unseen: bool)
     )
 
 
-def render_card(item: dict[str, Any], folder: str, corpus: Corpus) -> str:
-    """Audio rendered from a caption, to see and hear, and what Whisper hears in it."""
-    wav, _ = soundfile.read(os.path.join(folder, item["audio"]), dtype="float32")
+def render_card(item: dict[str, Any], clips: str, corpus: Corpus) -> str:
+    """Audio rendered from a caption (a clip of `clips`), and what Whisper hears in it."""
+    wav, _ = soundfile.read(os.path.join(clips, f"{item['clip']}.flac"), dtype="float32")
     original = render_scene(corpus, _scene(item, corpus))
     truth = _units(item["kind"], item["truth"])
     heard = {side: _units(item["kind"], item["heard"][side]) for side in SIDES}

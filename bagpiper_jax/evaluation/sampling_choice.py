@@ -8,12 +8,11 @@ import json
 import os
 from typing import Any
 
-from bagpiper_jax.evaluation import asr, text_metrics
+from bagpiper_jax.evaluation import text_metrics
 from bagpiper_jax.evaluation.rendering_probe import hear, normal_form, render, spoken_scenes
 from bagpiper_jax.files import write_json
 from bagpiper_jax.inference.pipeline import Pipeline
 from bagpiper_jax.inference.sampling import AUDIO, TEXT, Sampling
-from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
 from bagpiper_jax.input_pipeline.scenes import Corpus
 from bagpiper_jax.release import SAMPLING_FILE
 
@@ -103,22 +102,3 @@ def sampling_source(checkpoint: str, audio: Sampling) -> str:
         return "not chosen"
     same = all(best.get(name) == value for name, value in dataclasses.asdict(audio).items())
     return "chosen on development scenes" if same else "not chosen"
-
-
-def choose_for(
-    checkpoint: str, corpus_dir: str, *, digits: int = 14, letters: int = 6, seed: int = 1
-) -> dict[str, Sampling]:
-    """`choose_sampling` for a checkpoint and a corpus by their directories.
-
-    Raises:
-      UserError: the extra `eval` is missing, or a directory does not load.
-    """
-    asr.require()
-    return choose_sampling(
-        Pipeline.load(checkpoint),
-        load_corpus(corpus_dir),
-        asr.Whisper(),
-        checkpoint,
-        counts={"digits": digits, "letters": letters},
-        seed=seed,
-    )

@@ -1,4 +1,4 @@
-"""Word error rate, F1 of events, alignment of quoted strings, and bootstrap intervals.
+"""Word error rate, F1 of events, alignment of quoted strings, bootstrap intervals, also of pairs.
 
 Error rates are those of a corpus: all errors over all words of the truth, counted by jiwer.
 """
@@ -41,6 +41,7 @@ SOUNDS_LIKE_LETTER = {
     **{"en": "n", "are": "r", "ess": "s", "you": "u", "vee": "v", "ex": "x", "why": "y"},
 }
 BOOTSTRAP_SAMPLES = 2_000
+_TAILS = (0.025, 0.975)
 
 
 class Errors(NamedTuple):
@@ -68,6 +69,20 @@ class Interval(NamedTuple):
     low: float
     high: float
     count: int
+
+
+class Sums(NamedTuple):
+    """What a ratio was taken of: names of its groups, and numerator and denominator of each."""
+
+    groups: list[str]
+    tops: list[float]
+    bottoms: list[float]
+
+
+class Ratio(Interval):
+    """The interval of a ratio that still knows the sums behind it, for `paired_difference`."""
+
+    sums: Sums
 
 
 def cardinal(number: int) -> str:
@@ -190,7 +205,7 @@ def bootstrap_ratio(
     *,
     groups: Sequence[Hashable] | None = None,
     seed: int = 0,
-) -> Interval:
+) -> Ratio:
     """Σ numerators / Σ denominators with a percentile interval, groups drawn with replacement.
 
     With errors over words it is the word error rate of a corpus; with 2·tp over 2·tp + fp + fn,
@@ -205,28 +220,68 @@ def bootstrap_ratio(
       UserError: there is nothing to divide by.
     """
     count = len(numerators)
-    _, group = np.unique(
-        range(count) if groups is None else [repr(g) for g in groups], return_inverse=True
+    keys = range(count) if groups is None else groups
+    names, group = np.unique(
+        [key if isinstance(key, int) else repr(key) for key in keys], return_inverse=True
     )
     top = np.bincount(group, np.asarray(numerators, float))
     bottom = np.bincount(group, np.asarray(denominators, float))
     if not count or bottom.sum() <= 0:
         raise UserError("nothing to measure: no scene holds a word or event of this kind")
+    value, (low, high) = top.sum() / bottom.sum(), (0.0, 0.0)
     unseen = min(1.0, 3 / len(top))
     if not top.any():
-        return Interval(0.0, 0.0, unseen, count)
-    if (top == bottom).all():
-        return Interval(1.0, 1.0 - unseen, 1.0, count)
-    picks = np.random.default_rng(seed).integers(len(top), size=(BOOTSTRAP_SAMPLES, len(top)))
-    tops, bottoms = top[picks].sum(1), bottom[picks].sum(1)
-    ratios = tops[bottoms > 0] / bottoms[bottoms > 0]
-    low, high = np.quantile(ratios, (0.025, 0.975))
-    return Interval(float(top.sum() / bottom.sum()), float(low), float(high), count)
+        high = unseen
+    elif (top == bottom).all():
+        low, high = 1.0 - unseen, 1.0
+    else:
+        picks = _draws(len(top), seed)
+        tops, bottoms = top[picks].sum(1), bottom[picks].sum(1)
+        low, high = np.quantile(tops[bottoms > 0] / bottoms[bottoms > 0], _TAILS)
+    ratio = Ratio(float(value), float(low), float(high), count)
+    ratio.sums = Sums([str(name) for name in names], top.tolist(), bottom.tolist())
+    return ratio
+
+
+def paired_difference(first: Sums, other: Sums, *, seed: int = 0) -> Interval:
+    """The ratio of `other` less that of `first`, over the same groups, which are drawn together.
+
+    What both runs find hard is then hard in both ratios of a draw, so the interval is narrower than
+    two intervals side by side suggest. A group that only one run has counts as empty in the other.
+    Where the two do not differ at all, the rule of three gives the ends, as in `bootstrap_ratio`.
+
+    Returns:
+      the difference, its 95 % percentile interval, the number of groups.
+
+    Raises:
+      UserError: one of them has nothing to divide by.
+    """
+    names = sorted({*first.groups, *other.groups})
+    places = {name: i for i, name in enumerate(names)}
+    sides = np.zeros((2, 2, len(names)))  # run, numerator or denominator, group
+    for side, sums in zip(sides, (first, other)):
+        side[:, [places[name] for name in sums.groups]] = sums.tops, sums.bottoms
+    totals = sides.sum(-1)
+    if (totals[:, 1] <= 0).any():
+        raise UserError("nothing to compare: a run holds no word or event of this kind")
+    value = float(np.subtract(*(totals[:, 0] / totals[:, 1])[::-1]))
+    if (sides[0] == sides[1]).all():
+        unseen = min(1.0, 3 / len(names))
+        return Interval(0.0, -unseen, unseen, len(names))
+    drawn = sides[:, :, _draws(len(names), seed)].sum(-1)
+    drawn = drawn[:, :, (drawn[:, 1] > 0).all(0)]
+    low, high = np.quantile(np.subtract(*(drawn[:, 0] / drawn[:, 1])[::-1]), _TAILS)
+    return Interval(value, float(low), float(high), len(names))
+
+
+def _draws(groups: int, seed: int) -> np.ndarray:
+    """Indices of the groups that each bootstrap sample holds."""
+    return np.random.default_rng(seed).integers(groups, size=(BOOTSTRAP_SAMPLES, groups))
 
 
 def word_error_rate(
     counts: Sequence[Errors], *, groups: Sequence[Hashable] | None = None, seed: int = 0
-) -> Interval:
+) -> Ratio:
     """Word error rate of a corpus from the counts of its scenes; scenes without words are left out.
 
     Raises:
@@ -236,12 +291,12 @@ def word_error_rate(
     return bootstrap_ratio(
         [counts[i].errors for i in kept],
         [counts[i].words for i in kept],
-        groups=None if groups is None else [groups[i] for i in kept],
+        groups=kept if groups is None else [groups[i] for i in kept],
         seed=seed,
     )
 
 
-def events_f1(pairs: Sequence[tuple[set[str], set[str]]], *, seed: int = 0) -> Interval:
+def events_f1(pairs: Sequence[tuple[set[str], set[str]]], *, seed: int = 0) -> Ratio:
     """Micro F1 over (true events, named events) of each scene.
 
     Raises:

@@ -126,16 +126,22 @@ class Pipeline:
     def describe_batch(
         self,
         audios: Sequence[Any],
-        question: str = "",
+        question: str | Sequence[str] = "",
         *,
         sampling: Sampling | None = None,
         seed: int = 0,
     ) -> list[Text]:
-        """Captions of clips, in any form that `describe` takes; arrays are at 16 kHz."""
-        after = [Message("user", "text", question)] if question else []
-        conversations = [[self.listen(audio), *after] for audio in audios]
+        """Captions of clips, in any form that `describe` takes, or answers to questions about them.
+
+        Arrays are at 16 kHz. `question`: one for all clips, or one for each.
+        """
+        asked = [question] * len(audios) if isinstance(question, str) else question
+        conversations = [
+            [self.listen(audio), *([Message("user", "text", text)] if text else [])]
+            for audio, text in zip(audios, asked, strict=True)
+        ]
         answers = self._answer(conversations, "text", sampling, seed)
-        return [Text.of(m.content) for m in answers]
+        return [Text.of(answer.content) for (answer,) in answers]
 
     def render(self, text: str, *, sampling: Sampling | None = None, seed: int = 0) -> Sound:
         """Audio from a caption: float32 [S], mono at the codec's rate.
@@ -157,7 +163,8 @@ class Pipeline:
     ) -> list[Sound]:
         """Audio from captions; an entry is empty where the model ended at once."""
         conversations = [[Message("user", "text", text)] for text in texts]
-        return [self.play(m) for m in self._answer(conversations, "audio", sampling, seed)]
+        answers = self._answer(conversations, "audio", sampling, seed)
+        return [self.play(answer) for (answer,) in answers]
 
     def chat(
         self,
@@ -182,8 +189,20 @@ class Pipeline:
         Raises:
           UserError: the conversation does not fit the context.
         """
-        request = self.request(messages, modalities, sampling, seed)
-        return [self._message(g) for g in self.engine.generate([request])[0][0]]
+        return self.chat_batch([messages], modalities=modalities, sampling=sampling, seed=seed)[0]
+
+    def chat_batch(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        *,
+        modalities: Sequence[str] | None = None,
+        sampling: dict[str, Sampling] | None = None,
+        seed: int = 0,
+    ) -> list[list[Message]]:
+        """`chat` on many conversations at once."""
+        requests = [self.request(c, modalities, sampling, seed) for c in conversations]
+        answers = self.engine.generate(requests)
+        return [[self._message(g) for g in answer[0]] for answer in answers]
 
     def stream(
         self,
@@ -227,10 +246,9 @@ class Pipeline:
         plan = (modalities,) if one else modalities and tuple(modalities)
         return Request(prompt, {**self.sampling, **(sampling or {})}, plan, seed, hypotheses)
 
-    def _answer(self, conversations, modality, sampling, seed) -> list[Message]:
+    def _answer(self, conversations, modality, sampling, seed) -> list[list[Message]]:
         settings = {modality: sampling} if sampling else None
-        requests = [self.request(c, (modality,), settings, seed) for c in conversations]
-        return [self._message(answer[0][0]) for answer in self.engine.generate(requests)]
+        return self.chat_batch(conversations, modalities=(modality,), sampling=settings, seed=seed)
 
     def _message(self, generated: Generated) -> Message:
         vocab = self.config.vocab

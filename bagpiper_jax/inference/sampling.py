@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bagpiper_jax.errors import UserError
 
@@ -44,30 +45,31 @@ TEXT = Sampling(temperature=0.6, top_k=20, cfg=1.0, min_rows=1, max_rows=8192)
 AUDIO = Sampling(temperature=0.8, top_k=20, cfg=3.0, min_rows=20, max_rows=2048)
 
 
-def delay_mask(step, frames, streams: int, min_rows, max_rows) -> jax.Array:
+def delay_mask(step, frames, delays: np.ndarray, min_rows, max_rows) -> jax.Array:
     """What each stream may be at a row of an audio message: pad, code, end token; bool [B, K, 3].
 
-    Stream k runs k rows behind, so it is a pad at rows before k and again after its last frame.
-    The message's number of frames is settled where stream 0 first takes its pad or an end token;
-    K − 1 more rows then bring the other streams to their ends, and the end token follows. So no
-    audio is cut off, whatever a model samples.
+    Stream k runs `delays[k]` rows behind, so it is a pad before that row and again after its last
+    frame. The message's number of frames is settled where stream 0 first takes its pad or an end
+    token; as many more rows as the last stream is late then bring the others to their ends, and the
+    end token follows. So no audio is cut off, whatever a model samples.
 
     Args:
       step: int [B]; index of the row in its message.
       frames: int [B]; of the message, −1 while it is not settled.
-      streams: K.
+      delays: of the vocabulary, int [K].
       min_rows: int [B]; rows before which the end token may not come.
       max_rows: int [B]; rows at which the message is complete in any case.
     """
     step, min_rows, max_rows = (jnp.asarray(x)[:, None] for x in (step, min_rows, max_rows))
-    frame = step - jnp.arange(streams)
+    late = int(delays[-1])
+    frame = step - delays
     settled = (frames >= 0)[:, None]
     inside = (frame >= 0) & (~settled | (frame < frames[:, None]))
-    complete = settled & (step >= frames[:, None] + streams - 1)
-    first = jnp.arange(streams) == 0
+    complete = settled & (step >= frames[:, None] + late)
+    first = np.arange(len(delays)) == 0
     open_ = first & ~settled  # stream 0 decides
-    last = open_ & (step >= max_rows - streams + 1)
-    may_stop = (streams > 1) & (step >= min_rows - streams + 1)  # one stream has no pads
+    last = open_ & (step >= max_rows - late)
+    may_stop = (late > 0) & (step >= min_rows - late)  # without a delay there are no pads
     pad = jnp.where(open_, may_stop | last, ~inside & ~complete)
     code = inside & ~last
     end = first & (complete | (open_ & ~last & (step >= min_rows)))

@@ -202,7 +202,7 @@ def generate_rows(
         stops = model.special_logits(hidden, vocab_lib.EOS, vocab_lib.EOT + 1)
         stops = jnp.broadcast_to(stops[:, None], (len(stops), streams, 2))
         logits = mixed(jnp.concatenate([model.codec_logits(hidden), stops], axis=-1))
-        allowed = delay_mask(step, frames, streams, s.min_rows, s.max_rows)
+        allowed = delay_mask(step, frames, vocab.delays, s.min_rows, s.max_rows)
         kinds_of = np.repeat([0, 1, 2], [1, size - 1, 2])
         index = choose(
             jnp.where(allowed[..., kinds_of], logits, -jnp.inf), keys, *settings, **limits
@@ -210,7 +210,7 @@ def generate_rows(
         first = index[:, 0]
         settles = (frames < 0) & ((first == 0) | (first >= size))
         frames = jnp.where(settles, step, frames)
-        done = (first >= size) & (step >= frames + streams - 1) & (frames >= 0)
+        done = (first >= size) & (step >= frames + vocab.delay_rows) & (frames >= 0)
         end = jnp.where(done, ends[jnp.clip(first - size, 0, 1)], RUNNING)
         return vocab.stream_pads + jnp.where(index < size, index, 0), end, frames
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -23,14 +24,21 @@ from bagpiper_jax.conversation import (
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.input_pipeline.batch import Batch, block_windows, pack_row
 from bagpiper_jax.input_pipeline.packing import RowShape, by_falling_size, first_fit
-from bagpiper_jax.input_pipeline.scenes import Corpus, Scene, plan_scene, render_scene
+from bagpiper_jax.input_pipeline.scenes import (
+    TASKS,
+    Corpus,
+    Scene,
+    plan_scene,
+    render_scene,
+    turns,
+)
 from bagpiper_jax.input_pipeline.scenes.scene import generator
+from bagpiper_jax.input_pipeline.scenes.tasks import Turn
 from bagpiper_jax.log_mel import clip_tokens, mel_windows, num_windows
 from bagpiper_jax.modeling.codec import Codec
 from bagpiper_jax.modeling.config import BagpiperConfig
 from bagpiper_jax.tokenizer import Tokenizer
 
-TASKS = ("text_to_audio", "audio_to_text", "text_only")
 _WINDOW_ROWS = 64
 _SCENES_PER_WINDOW = 1 << 20  # scene numbers of different windows never meet
 # Examples are drawn for so much of a window: for more than all rows but one, so that none stays
@@ -138,37 +146,40 @@ class PackedScenes:
         """Sizes of an example from its scene's plan."""
         corpus = load_corpus(self._corpus_dir)
         scene = plan_scene(corpus, self._seed, number, self._split, self._profile)
-        rows = 1 + MARKERS_PER_MESSAGE + len(self._tokenizer.encode(scene.caption))
-        windows = 0
-        if task == "text_to_audio":
-            frames = -(-scene.num_samples // self._codec.hop)
-            rows += MARKERS_PER_MESSAGE + frames + self._config.vocab.num_streams - 1
-        elif task == "audio_to_text":
-            rows += MARKERS_PER_MESSAGE + clip_tokens(scene.num_samples)
-            block = self._config.encoder.block_windows
-            windows = block_windows(num_windows(scene.num_samples), block)
+        samples = scene.num_samples
+        rows, windows = 1, 0
+        for turn in self._turns(task, scene):
+            rows += MARKERS_PER_MESSAGE
+            if turn.text is not None:
+                rows += len(self._tokenizer.encode(turn.text))
+            elif turn.role == "assistant":
+                rows += -(-samples // self._codec.hop) + self._config.vocab.delay_rows
+            else:
+                rows += clip_tokens(samples)
+                block = self._config.encoder.block_windows
+                windows += block_windows(num_windows(samples), block)
         return Planned(task, scene, rows, windows)
 
     def example(self, planned: Planned) -> Example:
         """Makes the audio and lays the example out."""
         scene = planned.scene
-        caption = scene.caption
-        if planned.task == "text_only":
-            messages = [Message("assistant", "text", caption)]
-        else:
-            wav = render_scene(load_corpus(self._corpus_dir), scene)
-            if planned.task == "text_to_audio":
-                codes = self._codec.encode(wav)
-                messages = [Message("user", "text", caption), Message("assistant", "audio", codes)]
-            else:
-                clip = mel_windows(wav)
-                messages = [Message("user", "audio", clip), Message("assistant", "text", caption)]
+        messages = []
+        for turn in self._turns(planned.task, scene):
+            content: Any = turn.text
+            if content is None:
+                wav = render_scene(load_corpus(self._corpus_dir), scene)
+                content = self._codec.encode(wav) if turn.role == "assistant" else mel_windows(wav)
+            messages.append(Message(turn.role, turn.modality, content))
         example = encode_conversation(messages, self._config.vocab, self._tokenizer)
         if example.cfg_span is not None:
             chance = generator("cfg_dropout", self._seed, scene.index).random()
             if chance < self._cfg_dropout:
                 example = drop_condition(example)
         return example
+
+    def _turns(self, task: str, scene: Scene) -> list[Turn]:
+        labels = load_corpus(self._corpus_dir).labels["train", "sound"]
+        return turns(task, scene, labels)
 
     def _plan_window(self, window: int) -> list[list[Planned]]:
         budget = _DRAWN * _WINDOW_ROWS * self._shape.length

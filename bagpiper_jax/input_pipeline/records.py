@@ -163,7 +163,7 @@ def sizes(
         if modality == "text":
             rows += len(tokenizer.encode(content))
         elif role == "assistant":
-            rows += len(record.clips[content].codes) + config.vocab.num_streams - 1
+            rows += len(record.clips[content].codes) + config.vocab.delay_rows
         else:
             samples = record.clips[content].num_samples
             rows += clip_tokens(samples)

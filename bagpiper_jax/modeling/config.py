@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.log_mel import WINDOW_FRAMES
@@ -179,6 +181,50 @@ def get_config(name: str) -> BagpiperConfig:
     if name not in PRESETS:
         raise UserError(f"there is no model preset {name!r}: choose one of {', '.join(PRESETS)}")
     return PRESETS[name]()
+
+
+def changed(config: BagpiperConfig, changes: Mapping[str, Any]) -> BagpiperConfig:
+    """A config with other values: {"vocab": {"stream_delay": 0}, "z_loss": 0.0}.
+
+    Raises:
+      UserError: an unknown name, a value of another type, or values that do not go together.
+    """
+    return _changed(config, changes, "")
+
+
+def _changed(config, changes: Mapping[str, Any], where: str):
+    known = {field.name for field in dataclasses.fields(config)}
+    values = {}
+    for name, value in changes.items():
+        if name not in known:
+            raise UserError(f"the model has no setting {where}{name}: choose of {sorted(known)}")
+        old = getattr(config, name)
+        if dataclasses.is_dataclass(old):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{where}{name} of the model is a section of settings")
+            value = _changed(old, value, f"{where}{name}.")
+        elif isinstance(value, list | tuple) and isinstance(old, float | tuple):
+            value = tuple(value)
+        elif isinstance(old, float | tuple) and isinstance(value, int | float):
+            value = float(value)
+        elif type(value) is not type(old):
+            raise UserError(f"{where}{name} of the model is like {old!r}, not {value!r}")
+        values[name] = value
+    try:
+        return dataclasses.replace(config, **values)
+    except ValueError as e:
+        raise UserError(f"the model's settings do not go together: {e}") from e
+
+
+def same_weights(one: BagpiperConfig, other: BagpiperConfig) -> bool:
+    """Whether the weights of one config are of the other's shapes and meaning."""
+    return _lasting(one) == _lasting(other)
+
+
+def _lasting(config: BagpiperConfig) -> tuple:
+    """All but how the weights are trained and computed with."""
+    vocab = dataclasses.replace(config.vocab, codec_weight=0.125, stream_delay=1)
+    return vocab, config.decoder, config.encoder
 
 
 def to_dict(config: BagpiperConfig) -> dict:

@@ -20,7 +20,7 @@ from bagpiper_jax.porting.espnet import VOCAB_WEIGHT, fit
 from bagpiper_jax.porting.parts import assemble
 from bagpiper_jax.porting.rows import CODEC, EMBED, HEAD, XCODEC
 from bagpiper_jax.porting.runs import codec_of, is_run, open_run, write_run
-from bagpiper_jax.porting.served import qwen3_config, served_config, served_shapes
+from bagpiper_jax.porting.served import decoder_numbers, qwen3_config, served_config, served_shapes
 from bagpiper_jax.porting.sources import LazyTensor, fold_norms, open_checkpoint
 from bagpiper_jax.porting.state import FLOATS, table_of
 from bagpiper_jax.porting.table import Entry
@@ -93,6 +93,11 @@ def convert(
         need_originals()
     kind = CASTS[dtype] if dtype else None
     shapes, tensors, codec_shapes = _open(source, config, tower, codec, kind)
+    if to in ("espnet", "safetensors") and shapes.vocab.stream_delay != 1:
+        raise UserError(
+            f"{source} has a stream_delay of {shapes.vocab.stream_delay}: programs that read {to} "
+            "know a delay of 1 alone"
+        )
     table, tensors = fit(source, tensors, shapes, codec_shapes)
     outputs = outputs_of(table, tensors, shapes, to)
     size = sum(output.num_bytes for output in outputs.values())
@@ -151,7 +156,8 @@ def _open(
         parts = (open_checkpoint(tower), _open_codec(codec) if codec else None)
         # the quirk of the published weights is theirs alone
         vocab = dataclasses.replace(shapes.vocab, zero_text_id_is_pad=False)
-        shapes = dataclasses.replace(shapes, vocab=vocab)
+        decoder = dataclasses.replace(shapes.decoder, **decoder_numbers(source))
+        shapes = dataclasses.replace(shapes, vocab=vocab, decoder=decoder)
         tensors = assemble(tensors, *parts, shapes)
     elif EMBED in tensors and "stream_emb.weight" not in tensors:
         raise UserError(

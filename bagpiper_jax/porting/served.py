@@ -46,6 +46,33 @@ def _decoder_config(config: BagpiperConfig) -> dict:
     return decoder | {"model_type": "qwen3", "rope_parameters": rope}
 
 
+def decoder_numbers(source: str) -> dict[str, float]:
+    """What the weights of a Qwen3 directory do not show: `rope_theta`, `rms_norm_eps`.
+
+    Those that its `config.json` names; none where there is no such file.
+
+    Raises:
+      UserError: the file is damaged, or names a scaled rotation.
+    """
+    path = os.path.join(source, "config.json")
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = json.load(file)
+        # transformers ≥ 5 keeps both under rope_parameters
+        rotation = values.get("rope_parameters") or values.get("rope_scaling") or {}
+        kind = rotation.get("rope_type", rotation.get("type", "default"))
+        theta = rotation.get("rope_theta", values.get("rope_theta"))
+        found = {"rope_theta": theta, "rms_norm_eps": values.get("rms_norm_eps")}
+        found = {name: float(value) for name, value in found.items() if value is not None}
+    except (OSError, ValueError, TypeError, AttributeError) as e:
+        raise UserError(f"{path} is damaged: {e}") from e
+    if kind != "default":
+        raise UserError(f"{path}: rotations of the type {kind!r} are not supported, only default")
+    return found
+
+
 def served_shapes(directory: str) -> BagpiperConfig | None:
     """The shapes that `served_config` put into a directory; None where there are none of ours."""
     try:

@@ -224,10 +224,10 @@ def settings_from(config: ConfigDict) -> Settings:
     """
     values = config.to_dict()
     for name, part in _PARTS.items():
-        values[name] = _build(part, values.get(name), name)
-    settings = _build(Settings, values, "")
+        values[name] = build_section(part, values.get(name), name)
+    settings = build_section(Settings, values, "")
     for name in ("captioner", "writer", "judge_model"):
-        _check_model(getattr(settings, name), name, settings.budget_usd)
+        check_model(getattr(settings, name), name, settings.budget_usd)
     retry, requests = settings.retry, settings.requests
     for name in ("attempts", "answers", "give_up_after"):
         _need(getattr(retry, name) >= 1, f"retry.{name}", "at least 1")
@@ -242,7 +242,17 @@ def settings_from(config: ConfigDict) -> Settings:
     return settings
 
 
-def _check_model(model: ModelConfig, where: str, budget_usd: float) -> None:
+def check_model(model: ModelConfig, where: str, budget_usd: float) -> None:
+    """Checks the settings of one model.
+
+    Args:
+      model: the settings.
+      where: their key, for messages.
+      budget_usd: a budget needs a price.
+
+    Raises:
+      UserError: a value that cannot be.
+    """
     _need(model.api in APIS, f"{where}.api", f"one of {APIS}")
     _need(model.structured in STRUCTURED, f"{where}.structured", f"one of {STRUCTURED}")
     _need(bool(model.name), f"{where}.name", "the model's name")
@@ -273,7 +283,17 @@ def _need(true: bool, key: str, what: str) -> None:
         raise UserError(f"config key {key} must be {what}")
 
 
-def _build(cls, values, where: str):
+def build_section(cls, values, where: str):
+    """A frozen dataclass from a dict that has exactly its fields.
+
+    Args:
+      cls: the dataclass.
+      values: the dict.
+      where: its key, for messages; "" at the top.
+
+    Raises:
+      UserError: an unknown or missing key, or a value of another type.
+    """
     prefix = f"{where}." if where else ""
     if not isinstance(values, dict):
         raise UserError(f"the config lacks the section {where!r}")
@@ -296,5 +316,5 @@ def _build(cls, values, where: str):
                 raise UserError(f"config key {prefix}{name} must be a tuple")
             values[name] = tuple(value)
     if "price" in fields and values["price"] is not None:
-        values["price"] = _build(Price, values["price"], f"{prefix}price")
+        values["price"] = build_section(Price, values["price"], f"{prefix}price")
     return cls(**values)

@@ -29,7 +29,7 @@ class Query:
     """A question to a model.
 
     Attributes:
-      system, prompt: what it is told.
+      system, prompt: what it is told; no system message is sent where it is empty.
       schema: JSON schema of the answer.
       audio: a WAV file, or None.
       audio_seconds: its duration.
@@ -143,6 +143,7 @@ class OpenAIEndpoint:
         if query.audio is not None:
             data = base64.b64encode(query.audio).decode()
             content.append({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}})
+        system = [{"role": "system", "content": query.system}] if query.system else []
         options: dict[str, Any] = {}
         if self.model.structured == "schema":
             named = {"name": "answer", "schema": query.schema, "strict": True}
@@ -153,10 +154,7 @@ class OpenAIEndpoint:
             options["seed"] = query.seed(self.model.seed)
         request = self._client.chat.completions.create(
             model=self.model.name,
-            messages=[
-                {"role": "system", "content": query.system},
-                {"role": "user", "content": content},
-            ],
+            messages=[*system, {"role": "user", "content": content}],
             temperature=self.model.temperature,
             top_p=self.model.top_p,
             max_completion_tokens=self.model.max_tokens,
@@ -221,7 +219,7 @@ class GeminiEndpoint:
         if query.audio is not None:
             parts.insert(0, types.Part.from_bytes(data=query.audio, mime_type="audio/wav"))
         config = types.GenerateContentConfig(
-            system_instruction=query.system,
+            system_instruction=query.system or None,
             temperature=model.temperature,
             top_p=model.top_p,
             max_output_tokens=model.max_tokens,

@@ -21,7 +21,6 @@ from bagpiper_jax.errors import UserError
 from bagpiper_jax.input_pipeline.batch import Batch
 from bagpiper_jax.log_mel import NUM_MELS, WINDOW_FRAMES
 from bagpiper_jax.modeling.bagpiper import Bagpiper
-from bagpiper_jax.modeling.config import get_config
 from bagpiper_jax.modeling.flops import StepFlops, step_flops
 from bagpiper_jax.training.chips import Chip, chip_of_topology
 from bagpiper_jax.training.collectives import (
@@ -84,7 +83,7 @@ def topology_devices(topology: str, slices: int = 1) -> list:
 
 def abstract_batch(run: RunConfig, sharding) -> Batch:
     """Shapes of a step's batch, [A, B, …]."""
-    vocab = get_config(run.model).vocab
+    vocab = run.shapes.vocab
     data, parts = run.data, run.compute.accumulation
     lead = (parts, data.rows // parts)
 
@@ -123,7 +122,7 @@ def compile_report(run: RunConfig, topology: str, slices: int = 1) -> dict[str, 
     mesh = run_mesh(run, devices, slices)
     sharding = batch_sharding(mesh)
     own_rows(sharding, run.data.rows, run.compute.accumulation)  # they can be dealt out evenly
-    config = get_config(run.model)
+    config = run.shapes
     model = make_model(run, config)
     optimizer = make_optimizer(run.optimizer, run.steps)
     shapes = nnx.to_pure_dict(nnx.state(model, nnx.Param))
@@ -198,7 +197,7 @@ def _local_bytes(tree: Any) -> int:
 def _flops(run: RunConfig, frozen) -> StepFlops:
     data = run.data
     sizes = {"rows": data.rows, "length": data.length, "windows": data.windows}
-    return step_flops(get_config(run.model), **sizes, frozen=frozen)
+    return step_flops(run.shapes, **sizes, frozen=frozen)
 
 
 def _saved_activations(run: RunConfig, config, mesh) -> int:
@@ -258,7 +257,7 @@ def _floors(run, chip: Chip, mesh, flops, kinds: Mapping[str, float], ops) -> di
 
 
 def _shapes(run: RunConfig) -> dict:
-    return nnx.to_pure_dict(nnx.state(Bagpiper.abstract(get_config(run.model)), nnx.Param))
+    return nnx.to_pure_dict(nnx.state(Bagpiper.abstract(run.shapes), nnx.Param))
 
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}

@@ -15,7 +15,7 @@ from bagpiper_jax.files import write_whole
 from bagpiper_jax.fingerprints import CODECS, TOKENIZERS, find_file, fingerprints
 from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
 from bagpiper_jax.input_pipeline.scenes import plan_scene, render_scene, train_captions
-from bagpiper_jax.modeling.config import BagpiperConfig, get_config
+from bagpiper_jax.modeling.config import BagpiperConfig
 from bagpiper_jax.modeling.mel_codec import MelCodec
 from bagpiper_jax.porting.runs import is_run
 from bagpiper_jax.porting.served import served_shapes
@@ -50,7 +50,7 @@ def run_shapes(run: RunConfig) -> BagpiperConfig:
     Raises:
       UserError: the shapes of `init_from` are damaged.
     """
-    config, start = get_config(run.model), run.init_from
+    config, start = run.shapes, run.init_from
     if not start:
         is_pad = False
     elif is_run(start):
@@ -67,7 +67,7 @@ def prepare_assets(run: RunConfig, workdir: str) -> Assets:
     Raises:
       UserError: a named file does not load, or its sizes do not fit the model.
     """
-    config = get_config(run.model)
+    config = run.shapes
     place = lambda name: os.path.join(workdir, name)  # noqa: E731
     if not os.path.exists(place(MODEL_FILE)):
         write_whole(place(MODEL_FILE), lambda p: write_config(p, run_shapes(run)))
@@ -91,7 +91,7 @@ def asset_fingerprints(run: RunConfig, workdir: str) -> dict[str, Any]:
             raise UserError(
                 f"config key data.{name}: name the one that data.sets were prepared with"
             )
-    return fingerprints(get_config(run.model), **paths)
+    return fingerprints(run.shapes, **paths)
 
 
 def _first(directory: str, names: Sequence[str]) -> str:

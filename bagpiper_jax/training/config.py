@@ -7,15 +7,18 @@ import importlib.util
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from bagpiper_jax.config_file import read_config_file
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import make_directory, write_json
-from bagpiper_jax.input_pipeline import packed_scenes, records
-from bagpiper_jax.input_pipeline.scenes import PROFILE_NAMES
-from bagpiper_jax.modeling.config import get_config
+from bagpiper_jax.input_pipeline import records
+from bagpiper_jax.input_pipeline.scenes import PROFILE_NAMES, TASKS
+from bagpiper_jax.input_pipeline.scenes.scene import full_captions
+from bagpiper_jax.input_pipeline.scenes.tasks import DIALOGUES
+from bagpiper_jax.modeling.config import BagpiperConfig, changed, get_config
 from bagpiper_jax.modeling.layers import REMAT
 from bagpiper_jax.ops.flash_attention import BACKENDS
 
@@ -110,10 +113,13 @@ class RunConfig:
 
     Attributes:
       model: preset of `bagpiper_jax.get_config`.
+      model_changes: settings in which the model differs from the preset, see `modeling.config`.
       seed: of weights, examples and their order.
       steps: optimizer steps.
       init_from: checkpoint whose weights to start from, with a new optimizer at step 0. It has no
         part in resuming: a workdir that holds checkpoints goes on from its last one.
+      init_parts: dotted paths of the parameters that are taken of it, with all that lies below
+        them; the others start at random. Empty: all are taken.
       frozen: dotted paths of parameters that are not trained, with all that lies below them.
       log_every, sample_every, save_every: steps between metrics, samples, checkpoints.
       keep, keep_every: the last `keep` checkpoints stay, and those of every `keep_every`-th step
@@ -121,9 +127,11 @@ class RunConfig:
     """
 
     model: str
+    model_changes: dict
     seed: int
     steps: int
     init_from: str
+    init_parts: tuple[str, ...]
     frozen: tuple[str, ...]
     data: DataConfig
     optimizer: OptimizerConfig
@@ -134,6 +142,11 @@ class RunConfig:
     save_every: int
     keep: int
     keep_every: int
+
+    @property
+    def shapes(self) -> BagpiperConfig:
+        """The preset with its changes."""
+        return changed(get_config(self.model), self.model_changes)
 
 
 _PARTS = {
@@ -191,11 +204,11 @@ def _build(cls, values, where: str):
     for name, kind in fields.items():
         if kind in basic and not isinstance(values[name], basic[kind]):
             raise UserError(f"config key {prefix}{name} must be of type {kind}: {values[name]!r}")
-    if "frozen" in fields:
-        frozen = values["frozen"]
-        if isinstance(frozen, str) or not all(isinstance(path, str) for path in frozen):
-            raise UserError(f"config key frozen must be a tuple of paths: {frozen!r}")
-        values = values | {"frozen": tuple(frozen)}
+    for name in {"frozen", "init_parts"} & set(fields):
+        paths = values[name]
+        if isinstance(paths, str) or not all(isinstance(path, str) for path in paths):
+            raise UserError(f"config key {name} must be a tuple of paths: {paths!r}")
+        values = values | {name: tuple(paths)}
     if "sets" in fields:
         values = values | {"sets": _as_tuples(values["sets"])}
     return cls(**values)
@@ -240,9 +253,11 @@ def _check(run: RunConfig) -> None:
             raise UserError(f"config key {key} must be positive, not {value}")
     _check_sets(run.data.sets)
     scenes = run.data.corpus and not run.data.sets
-    tasks = packed_scenes.TASKS if scenes else records.TASKS
+    tasks = TASKS if scenes else records.TASKS
     if set(run.data.mixture) - set(tasks) or sum(run.data.mixture.values()) <= 0:
         raise UserError(f"config key data.mixture must weigh some of {tasks}: {run.data.mixture}")
+    if run.init_parts and not run.init_from:
+        raise UserError("config key init_parts: name the weights to take them of in init_from")
     if run.optimizer.warmup_steps >= run.steps:
         raise UserError("config key optimizer.warmup_steps must be smaller than steps")
     for key, value, choices in (
@@ -258,11 +273,17 @@ def _check(run: RunConfig) -> None:
             f"config key data.batch_tokens must be a multiple of data.length: "
             f"{run.data.batch_tokens} is none of {run.data.length}"
         )
-    block = get_config(run.model).encoder.block_windows
+    block = run.shapes.encoder.block_windows
     if run.data.windows % block:
         raise UserError(f"config key data.windows must be a multiple of {block}, the encoder block")
     if run.data.profile not in PROFILE_NAMES:
         raise UserError(f"config key data.profile must be one of {', '.join(PROFILE_NAMES)}")
+    asked = [task for task in DIALOGUES if run.data.mixture.get(task)]
+    if scenes and asked and not full_captions(run.data.profile):
+        raise UserError(
+            f"config key data.mixture: {', '.join(asked)} need full captions, which the scenes of "
+            f"data.profile {run.data.profile} have not"
+        )
     for key, path in (
         *(("data.sets", directory) for directory, _, _ in run.data.sets),
         ("data.corpus", run.data.corpus),
@@ -274,13 +295,18 @@ def _check(run: RunConfig) -> None:
 
 
 # keys that runs of version 0.1.0 did not have, and what they did
-_LATER = {"data.sets": []}
+_LATER = {"data.sets": [], "init_parts": []}  # model_changes are one key each, or none
 # what may change between the parts of a run: the numbers do not depend on it, but for rounding
 _FREE = {
     *("data.corpus", "data.workers", "log_every", "sample_every", "save_every"),
     *("keep", "keep_every", "mesh.replica", "mesh.fsdp", "mesh.tensor"),
     *("compute.remat", "compute.attention", "compute.accumulation"),
 }
+
+
+def flat_settings(run: RunConfig) -> dict[str, Any]:
+    """Dotted key → value of all settings, as they are kept in a workdir."""
+    return _flat(json.loads(json.dumps(dataclasses.asdict(run))))
 
 
 def claim_workdir(workdir: str, run: RunConfig, *, must_resume: bool = False) -> None:
@@ -298,7 +324,7 @@ def claim_workdir(workdir: str, run: RunConfig, *, must_resume: bool = False) ->
                 theirs = json.load(f)
         except ValueError as e:
             raise UserError(f"{path} is damaged: choose another --workdir") from e
-        mine, theirs = _flat(mine), _LATER | _flat(theirs)
+        mine, theirs = flat_settings(run), _LATER | _flat(theirs)
         differing = sorted(
             key for key in {*mine, *theirs} - _FREE if mine.get(key) != theirs.get(key)
         )

@@ -25,7 +25,7 @@ from bagpiper_jax.input_pipeline.prepared import open_prepared
 from bagpiper_jax.input_pipeline.step_rows import host_batches
 from bagpiper_jax.loading import load
 from bagpiper_jax.modeling.bagpiper import Bagpiper
-from bagpiper_jax.modeling.config import get_config
+from bagpiper_jax.modeling.config import same_weights
 from bagpiper_jax.porting.runs import is_run
 from bagpiper_jax.release import Assets, load_assets, read_config, weight_shapes
 from bagpiper_jax.sharding import parameter_shardings
@@ -46,7 +46,7 @@ from bagpiper_jax.training.step import (
     run_mesh,
     state_shardings,
 )
-from bagpiper_jax.trees import dotted, nested
+from bagpiper_jax.trees import dotted, nested, split_below
 
 # called with (model, params, assets, log, step)
 SampleFn = Callable[[Bagpiper, dict, Assets, MetricsLog, int], None]
@@ -89,14 +89,17 @@ def _prepared(run: RunConfig, assets: dict | None = None) -> list[Source]:
 
 
 def initial_params(run: RunConfig, model: Bagpiper, mesh) -> dict:
-    """Weights at step 0: those of `init_from`, or random ones; each device makes or reads its own.
+    """Weights at step 0, of `init_from` or random; each device makes or reads its own.
 
     Raises:
       UserError: the checkpoint does not load or is of another model.
     """
+    start = None
     if run.init_from:
-        start = load(run.init_from, mesh, config=None if is_run(run.init_from) else run.model)
-        return nnx.to_pure_dict(nnx.state(start, nnx.Param))
+        loaded = load(run.init_from, mesh, config=None if is_run(run.init_from) else run.shapes)
+        start = nnx.to_pure_dict(nnx.state(loaded, nnx.Param))
+        if not run.init_parts:
+            return start
     shapes = {path: tuple(leaf.shape) for path, leaf in dotted(nnx.state(model, nnx.Param)).items()}
     placed = nested(parameter_shardings(mesh, shapes))
 
@@ -104,7 +107,11 @@ def initial_params(run: RunConfig, model: Bagpiper, mesh) -> dict:
         made = Bagpiper(model.config, rngs=nnx.Rngs(run.seed))
         return nnx.to_pure_dict(nnx.state(made, nnx.Param))
 
-    return jax.jit(init, out_shardings=placed)()
+    fresh = jax.jit(init, out_shardings=placed)()
+    if start is None:
+        return fresh
+    _, taken = split_below(start, run.init_parts, "init_parts")
+    return nested(dotted(fresh) | dotted(taken))
 
 
 def train(
@@ -233,7 +240,7 @@ def _check(run: RunConfig, workdir: str, mesh) -> None:
     resumes = has_checkpoint(workdir)  # then init_from is no longer needed
     if run.init_from and not resumes and not os.path.exists(run.init_from):
         raise UserError(f"config key init_from: there is no {run.init_from}")
-    wanted = get_config(run.model)
+    wanted = run.shapes
     if run.data.sets:
         _prepared(run, asset_fingerprints(run, workdir))
     else:
@@ -245,9 +252,7 @@ def _check(run: RunConfig, workdir: str, mesh) -> None:
     if run.frozen and not run.init_from:
         raise UserError("config key init_from: name the weights of what is frozen")
     if run.init_from and is_run(run.init_from):
-        theirs, wanted = read_config(run.init_from), run_shapes(run)
-        parts = ("vocab", "decoder", "encoder")
-        if any(getattr(theirs, part) != getattr(wanted, part) for part in parts):
+        if not same_weights(read_config(run.init_from), run_shapes(run)):
             raise UserError(f"config key init_from: {run.init_from} is no {run.model}")
 
 

@@ -10,7 +10,7 @@ import optax
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.training.config import OptimizerConfig
-from bagpiper_jax.trees import dotted, nested
+from bagpiper_jax.trees import dotted, nested, split_below
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -85,17 +85,10 @@ def split_frozen(params: dict, frozen: Sequence[str]) -> tuple[dict, dict]:
     Raises:
       UserError: a path names nothing, or all is frozen.
     """
-    flat = dotted(params)
-    below = lambda path, top: path == top or path.startswith(f"{top}.")  # noqa: E731
-    for top in frozen:
-        if not any(below(path, top) for path in flat):
-            tops = sorted({path.split(".")[0] for path in flat})
-            raise UserError(f"config key frozen: there is no {top!r}; the parts are {tops}")
-    held = {path: x for path, x in flat.items() if any(below(path, top) for top in frozen)}
-    trained = {path: x for path, x in flat.items() if path not in held}
+    trained, held = split_below(params, frozen, "frozen")
     if not trained:
         raise UserError("config key frozen: nothing is left to train")
-    return nested(trained), nested(held)
+    return trained, held
 
 
 def join(trained: dict, held: dict) -> dict:

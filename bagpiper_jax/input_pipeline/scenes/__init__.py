@@ -7,19 +7,27 @@ needs JAX.
 from bagpiper_jax.input_pipeline.scenes.captions import Parsed, parse_caption, truth
 from bagpiper_jax.input_pipeline.scenes.compose import plan_scene, render_scene, train_captions
 from bagpiper_jax.input_pipeline.scenes.corpus import Clip, Corpus
+from bagpiper_jax.input_pipeline.scenes.questions import Question, ask, request
 from bagpiper_jax.input_pipeline.scenes.scene import PROFILE_NAMES, Bed, Event, Scene
+from bagpiper_jax.input_pipeline.scenes.tasks import TASKS, split_answer, turns
 
 __all__ = [
     "PROFILE_NAMES",
+    "TASKS",
     "Bed",
     "Clip",
     "Corpus",
     "Event",
     "Parsed",
+    "Question",
     "Scene",
+    "ask",
     "parse_caption",
     "plan_scene",
     "render_scene",
+    "request",
+    "split_answer",
     "train_captions",
     "truth",
+    "turns",
 ]

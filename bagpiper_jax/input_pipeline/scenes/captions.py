@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -250,7 +250,11 @@ def terse(events: Sequence, bed_label: str | None) -> str:
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a caption says. `speech` pairs each quote with its voice where the counts agree."""
+    """What a caption says.
+
+    `speech` pairs each quote with its voice where the counts agree; `order` has the names of
+    sounds, music and voices as they are found, from left to right.
+    """
 
     quotes: list[str]
     events: set[str]
@@ -258,6 +262,8 @@ class Parsed:
     noise: str
     room: str
     seconds: float | None
+    # not compared: where in it the music stands is a matter of wording
+    order: tuple[str, ...] = field(default=(), compare=False)
 
 
 def truth(scene) -> Parsed:
@@ -301,4 +307,5 @@ def parse_caption(
         words = match[1].split()
         seconds = NUMBERS.index(words[0]) + 0.5 * (len(words) > 1)
     speech = list(zip(speakers, quotes)) if len(speakers) == len(quotes) else []
-    return Parsed(quotes, events, speech, noise, room, seconds)
+    order = tuple(names.get(name) or voices[name] for name in found)
+    return Parsed(quotes, events, speech, noise, room, seconds, order)

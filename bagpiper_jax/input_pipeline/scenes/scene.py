@@ -37,6 +37,7 @@ class Profile(NamedTuple):
     terse: bool = False  # the caption lists words and labels and says nothing else
 
 
+# `digits` is the least there is to hear and say, for ablations.
 # `words` is where a training starts: as long as nothing is read, the few words of a full caption
 # that depend on the audio are lost among its wording, and of a long string it is hard to find out
 # where to listen. `list` goes on to sounds, music and two events, in any room and noise: a caption
@@ -56,6 +57,7 @@ PROFILES = {
         {"digits": (1, 1, 2, 3), "letters": (1, 1, 2, 3)},
         True,
     ),
+    "digits": Profile((1,), {"digits": 1}, 0, (1, 0, 0), (1, 0, 0), 0, {"digits": (1, 2, 3)}, True),
     "list": Profile(
         (0.6, 0.4),
         {"digits": 0.25, "letters": 0.25, "mixed": 0.05, "phrase": 0.1, "sound": 0.35},
@@ -98,6 +100,12 @@ MIXES = {
     "crowded_full": ("crowded_list", "crowded", "crowded_list", "scene"),
 }
 PROFILE_NAMES = (*PROFILES, *MIXES)
+
+
+def full_captions(profile: str) -> bool:
+    """Whether all captions of a profile are whole, none of them a mere list."""
+    return not any(PROFILES[name].terse for name in MIXES.get(profile, (profile,)))
+
 
 VOICE_SHARES = {"allison": 0.4}  # the other voices share the rest
 

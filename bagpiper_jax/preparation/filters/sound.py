@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
-import numpy as np
-
-from bagpiper_jax.audio import SAMPLE_RATE, open_sound
+from bagpiper_jax.audio import open_sound
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.evaluation import listening
 from bagpiper_jax.evaluation.asr import Whisper
 from bagpiper_jax.evaluation.text_metrics import count_errors, normalize
 from bagpiper_jax.preparation.filters.rows import (
@@ -135,7 +134,7 @@ def dnsmos(
       min_overall: the least that is kept.
       domains: that it applies to, for it was trained on speech; rows that tell none are heard, too.
     """
-    run = need("speechmos.dnsmos").run
+    need("speechmos.dnsmos")
     for row in rows:
         if row.get("domain", domains[0]) not in domains:
             yield Verdict(True, None, "another domain")
@@ -145,7 +144,7 @@ def dnsmos(
         except UserError as e:
             yield Verdict(False, None, str(e))
             continue
-        score = round(float(run(np.clip(wav, -1, 1), SAMPLE_RATE)["ovrl_mos"]), 3)
+        score = round(listening.dnsmos(wav), 3)
         if score < min_overall:
             yield Verdict(False, score, f"DNSMOS {score:.2f} is below {min_overall:g}")
         else:

@@ -1,0 +1,180 @@
+"""Evaluators of public benchmarks: see `registry` and docs/evaluation-benchmarks.md.
+
+`data` is where the released files lie, `llm` the section that `benchmarks.llm` describes (None: no
+language model is asked), `count` how many items are drawn (0: all).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.evaluation.asr import Whisper
+from bagpiper_jax.evaluation.benchmarks import air_bench, audio_bench, librispeech, mmau, tts
+from bagpiper_jax.evaluation.benchmarks.llm import LLM, llm_from
+from bagpiper_jax.evaluation.context import Context, Outcome
+
+_MAX_WORDS = 224  # tokens of Whisper for a long sentence
+
+
+def mmau_mini(
+    context: Context,
+    *,
+    data: str = "",
+    mode: str = "choices",
+    caption_question: str = "",
+    llm: Mapping[str, Any] | None = None,
+    judgements: int = 3,
+    count: int = 0,
+) -> Outcome:
+    """MMAU's test-mini, with the choices shown, open, or answered from captions alone."""
+    return Outcome(
+        *mmau.mmau(
+            context.pipeline,
+            _path(data),
+            mode=mode,
+            caption_question=caption_question,
+            llm=_llm(llm),
+            judgements=judgements,
+            count=count,
+            seed=context.seed,
+        )
+    )
+
+
+def air_bench_chat(
+    context: Context,
+    *,
+    data: str = "",
+    llm: Mapping[str, Any] | None = None,
+    judgements: int = 3,
+    count: int = 0,
+) -> Outcome:
+    """AIR-Bench's chat, judged against the reference in both orders."""
+    judge = _llm(llm)
+    if judge is None:
+        raise UserError("config key llm: AIR-Bench needs a language model that judges")
+    found = air_bench.air_bench_chat(
+        context.pipeline,
+        _path(data),
+        llm=judge,
+        judgements=judgements,
+        count=count,
+        seed=context.seed,
+    )
+    return Outcome(*found)
+
+
+def audio_bench_tasks(
+    context: Context,
+    *,
+    data: str = "",
+    datasets: Sequence[str] = (),
+    llm: Mapping[str, Any] | None = None,
+    judge_prompt: str = "",
+    binary_prompt: str = "",
+    judgements: int = 3,
+    count: int = 0,
+) -> Outcome:
+    """Data sets of AudioBench."""
+    return Outcome(
+        *audio_bench.audio_bench(
+            context.pipeline,
+            _path(data),
+            datasets=datasets,
+            llm=_llm(llm),
+            judge_prompt=judge_prompt or None,
+            binary_prompt=binary_prompt or None,
+            judgements=judgements,
+            count=count,
+            seed=context.seed,
+        )
+    )
+
+
+def librispeech_words(
+    context: Context,
+    *,
+    data: str = "",
+    subset: str = "test-clean",
+    question: str = "",
+    llm: Mapping[str, Any] | None = None,
+    count: int = 0,
+) -> Outcome:
+    """LibriSpeech: what the model writes down."""
+    return Outcome(
+        *librispeech.librispeech(
+            context.pipeline,
+            _path(data),
+            subset=subset,
+            question=question,
+            llm=_llm(llm),
+            count=count,
+            seed=context.seed,
+        )
+    )
+
+
+def librispeech_tts(
+    context: Context,
+    *,
+    data: str = "",
+    subset: str = "test-clean",
+    template: str = tts.TEMPLATE,
+    modalities: Sequence[str] = ("audio",),
+    recogniser: str = "",
+    repeats: int = 3,
+    count: int = 0,
+) -> Outcome:
+    """LibriSpeech's sentences, spoken by the model; `recogniser`: directory of a Whisper."""
+    return Outcome(
+        *tts.librispeech_tts(
+            context.pipeline,
+            _path(data),
+            Whisper(max_new_tokens=_MAX_WORDS, path=recogniser or None),
+            subset=subset,
+            template=template,
+            modalities=modalities,
+            repeats=repeats,
+            count=count,
+            seed=context.seed,
+        )
+    )
+
+
+def seed_tts_eval(
+    context: Context,
+    *,
+    data: str = "",
+    language: str = "en",
+    template: str = tts.TEMPLATE,
+    modalities: Sequence[str] = ("audio",),
+    recogniser: str = "",
+    repeats: int = 3,
+    count: int = 0,
+) -> Outcome:
+    """Seed-TTS-Eval's sentences, spoken by the model."""
+    return Outcome(
+        *tts.seed_tts_eval(
+            context.pipeline,
+            _path(data),
+            Whisper(max_new_tokens=_MAX_WORDS, path=recogniser or None, language=language),
+            language=language,
+            template=template,
+            modalities=modalities,
+            repeats=repeats,
+            count=count,
+            seed=context.seed,
+        )
+    )
+
+
+def _path(data: str) -> str:
+    if not data:
+        raise UserError("config key data: name where the benchmark's files lie")
+    return data
+
+
+def _llm(section: Mapping[str, Any] | None) -> LLM | None:
+    return llm_from(dict(section)) if section else None

@@ -1,0 +1,1 @@
+"""One file per benchmark: its released form on disk → a list of `Item`."""

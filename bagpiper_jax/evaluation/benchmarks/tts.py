@@ -1,0 +1,250 @@
+"""Text to speech: what a recogniser hears in the model's speech against the text; LibriSpeech's
+sentences and Seed-TTS-Eval's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bagpiper_jax.audio import SAMPLE_RATE, save_audio
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.evaluation.benchmarks import wer
+from bagpiper_jax.evaluation.benchmarks.generation import Generator, speak
+from bagpiper_jax.evaluation.benchmarks.item import Item, choose, load_clip
+from bagpiper_jax.evaluation.benchmarks.published import published
+from bagpiper_jax.evaluation.benchmarks.readers.librispeech import read_librispeech
+from bagpiper_jax.evaluation.benchmarks.readers.seed_tts import read_seed_tts
+from bagpiper_jax.evaluation.benchmarks.scores import spread
+from bagpiper_jax.evaluation.mini_probes import in_chunks
+from bagpiper_jax.evaluation.text_metrics import Errors, count_errors
+from bagpiper_jax.files import make_directory
+
+TEMPLATE = 'A person speaks clearly in a quiet room and says: "{text}"'
+LANGUAGES = ("en", "zh")
+
+
+def librispeech_tts(
+    generator: Generator,
+    data: str,
+    whisper: Any,
+    sampling: Mapping[str, Any] | None = None,
+    *,
+    subset: str = "test-clean",
+    template: str = TEMPLATE,
+    modalities: Sequence[str] = ("audio",),
+    repeats: int = 3,
+    control: bool = True,
+    audio_dir: str | None = None,
+    count: int = 0,
+    seed: int = 1,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Word error rates of speech from LibriSpeech's sentences, raw and normalised.
+
+    The text is the transcript as a sentence, "He hoped.": the corpus has neither case nor stops.
+
+    Args:
+      generator: a pipeline.
+      data: the folder of the subset, or one above it.
+      whisper: the recogniser, `asr.Whisper(max_new_tokens=224)`.
+      sampling: settings by modality; None: the model's own.
+      subset: its name.
+      template: what the model is told, with {text}.
+      modalities: of its answer: ("audio",), or ("text", "audio") where it writes a caption first.
+      repeats: renderings of each sentence, with seeds `seed`, `seed` + 1, …
+      control: hear the recordings too, their first 30 s.
+      audio_dir: folder where the renderings are kept; None: they are not.
+      count: sentences, drawn by `seed`; 0: all.
+      seed: of the choice, sampling and intervals.
+
+    Returns:
+      the figures (shares), and one item per rendering.
+
+    Raises:
+      UserError: damaged data, no {text} in the template; the extra `eval` is not installed.
+    """
+    normaliser = wer.normaliser_name()
+    items = choose(read_librispeech(data, subset), count, seed)
+    texts = [item.answer.capitalize() + "." for item in items]
+    out = _rendered(
+        "librispeech_tts",
+        generator,
+        items,
+        texts,
+        whisper,
+        sampling,
+        wer.count,
+        template=template,
+        modalities=modalities,
+        seeds=range(seed, seed + repeats),
+        control=control,
+        audio_dir=audio_dir,
+    )
+    figures = tts_figures(out, seed) | {"published": published("tts_wer")}
+    return figures | {"asr": _name(whisper), "normaliser": normaliser}, out
+
+
+def seed_tts_eval(
+    generator: Generator,
+    data: str,
+    whisper: Any,
+    sampling: Mapping[str, Any] | None = None,
+    *,
+    language: str = "en",
+    template: str = TEMPLATE,
+    modalities: Sequence[str] = ("audio",),
+    repeats: int = 3,
+    control: bool = True,
+    audio_dir: str | None = None,
+    count: int = 0,
+    seed: int = 1,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Word error rate of Seed-TTS-Eval (of characters in Mandarin): the mean of the utterances'.
+
+    The prompt recordings are not used: the model takes a description, not a voice. Similarity of
+    speakers is not measured.
+
+    Args:
+      generator: a pipeline.
+      data: `meta.lst`, or its folder.
+      whisper: the recogniser; official: Whisper large-v3 (en), Paraformer (zh).
+      sampling: settings by modality; None: the model's own.
+      language: "en" or "zh".
+      template, modalities, repeats, control, audio_dir, count, seed: see `librispeech_tts`; the
+        control needs recordings of the texts, which few lists name.
+
+    Returns:
+      the figures (shares), and one item per rendering.
+
+    Raises:
+      UserError: damaged data, an unknown language, no {text} in the template, zhconv missing.
+    """
+    if language not in LANGUAGES:
+        raise UserError(f"language {language!r} is none of {', '.join(LANGUAGES)}")
+    simple = _simplified() if language == "zh" else str
+
+    def count_one(truth: str, heard: str) -> dict[str, Errors]:
+        words = (wer.seed_tts_words(text, language) for text in (truth, simple(heard)))
+        return {"seed_tts": count_errors(*words)}
+
+    items = choose(read_seed_tts(data), count, seed)
+    out = _rendered(
+        "seed_tts_eval",
+        generator,
+        items,
+        [item.answer for item in items],
+        whisper,
+        sampling,
+        count_one,
+        template=template,
+        modalities=modalities,
+        seeds=range(seed, seed + repeats),
+        control=control and all(item.audio for item in items),
+        audio_dir=audio_dir,
+    )
+    figures = tts_figures(out, seed)
+    figures["wer"]["mean_of_utterances"] = wer.mean_of_utterances(out, "errors", "seed_tts", seed)
+    return figures | {"language": language, "asr": _name(whisper)}, out
+
+
+def tts_figures(items: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """Word error rates over all renderings, and their spread over seeds; `control` is what the
+    recogniser makes of the recordings."""
+    seeds = list(dict.fromkeys(item["seed"] for item in items))
+    by_seed = [[item for item in items if item["seed"] == s] for s in seeds]
+    figures: dict[str, Any] = {
+        "items": len(by_seed[0]),
+        "silent": sum(item["seconds"] == 0 for item in items),
+        "wer": wer.rates(items, "errors", seed),
+        "over_seeds": {
+            form: spread(
+                [sum((Errors(*i["errors"][form]) for i in part), Errors()).rate for part in by_seed]
+            )
+            for form in items[0]["errors"]
+        },
+        "seeds": seeds,
+    }
+    heard = [item for item in by_seed[0] if "control_errors" in item]
+    if heard:
+        figures["control"] = wer.rates(heard, "control_errors", seed)
+    return figures
+
+
+def _rendered(
+    name: str,
+    generator: Generator,
+    items: Sequence[Item],
+    texts: Sequence[str],
+    whisper: Any,
+    sampling: Any,
+    count_one: Callable[[str, str], dict[str, Errors]],
+    *,
+    template: str,
+    modalities: Sequence[str],
+    seeds: Sequence[int],
+    control: bool,
+    audio_dir: str | None,
+) -> list[dict[str, Any]]:
+    if "{text}" not in template:
+        raise UserError(f"the template {template!r} has no {{text}}: put it where the words belong")
+    if not len(seeds):
+        raise UserError("repeats must be 1 or more")
+    if audio_dir is not None:
+        make_directory(audio_dir)
+
+    def hear_recordings(part: Sequence[Item]) -> list[str]:
+        return list(whisper.transcribe_all([load_clip(item.audio)[0] for item in part]))
+
+    prompts = [template.replace("{text}", wer.quoted_words(text)) for text in texts]
+    known: dict[str, Any] = {}
+    if control:
+        known = dict(zip([i.key for i in items], in_chunks(hear_recordings, items, "recordings")))
+    out = []
+    for seed in seeds:
+
+        def render(part: Sequence[tuple[Item, str]], seed: int = seed) -> list[dict[str, Any]]:
+            wavs = speak(generator, [p for _, p in part], modalities, sampling, seed=seed)
+            words = iter(list(whisper.transcribe_all([wav for wav in wavs if len(wav)])))
+            return [
+                _row(name, item, prompt, seed, wav, next(words) if len(wav) else "", audio_dir)
+                for (item, prompt), wav in zip(part, wavs, strict=True)
+            ]
+
+        pairs = list(zip(items, prompts, strict=True))
+        out += in_chunks(render, pairs, f"{name}, seed {seed}")
+    for row in out:
+        row["errors"] = count_one(row["truth"], row["heard"])
+        if control:
+            row["control_heard"] = known[row["key"]]
+            row["control_errors"] = count_one(row["truth"], known[row["key"]])
+    return out
+
+
+def _row(
+    name: str, item: Item, prompt: str, seed: int, wav: Any, heard: str, audio_dir: str | None
+) -> dict[str, Any]:
+    row = {
+        "benchmark": name,
+        "key": item.key,
+        "seed": seed,
+        "prompt": prompt,
+        "truth": item.answer,
+        "seconds": round(len(wav) / SAMPLE_RATE, 2),
+        "heard": heard,
+    }
+    if audio_dir is not None and len(wav):
+        row["audio"] = os.path.join(audio_dir, f"{os.path.basename(item.key)}-{seed}.flac")
+        save_audio(row["audio"], wav)
+    return row
+
+
+def _simplified() -> Callable[[str], str]:
+    try:
+        import zhconv
+    except ImportError as e:
+        raise UserError("Mandarin needs zhconv (GPL): pip install 'zhconv>=1.4,<2'") from e
+    return lambda text: zhconv.convert(text, "zh-cn")
+
+
+def _name(whisper: Any) -> str:
+    return getattr(whisper, "name", type(whisper).__name__)

@@ -1,0 +1,143 @@
+"""What is evaluated, by which evaluators: typed settings from an `ml_collections` file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from bagpiper_jax.config_file import read_config_file
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.evaluation import registry
+from bagpiper_jax.evaluation.workdir import RESERVED
+from bagpiper_jax.inference.sampling import Sampling
+from bagpiper_jax.release import MINI
+
+
+class Instance(NamedTuple):
+    """An evaluator with its settings, under a name of its own.
+
+    Attributes:
+      name: of its figures, files and section of the page.
+      use: name in the registry.
+      settings: all of them, as JSON has them.
+    """
+
+    name: str
+    use: str
+    settings: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Everything that figures depend on, beside the files named.
+
+    Attributes:
+      checkpoint: a release or a run's workdir.
+      corpus: directory of the mini corpus.
+      seed: of scenes, sampling and intervals.
+      audio: settings of the audio's sampling in place of the checkpoint's.
+      evaluators: in the order in which they run, that of the registry.
+    """
+
+    checkpoint: str
+    corpus: str
+    seed: int
+    audio: dict[str, Any]
+    evaluators: tuple[Instance, ...]
+
+
+def experiment(name: str) -> str:
+    """The file `experiments/NAME.py` of the clone that the package is run from.
+
+    Raises:
+      UserError: it is run from no clone.
+    """
+    path = Path(__file__).parents[2] / "experiments" / f"{name}.py"
+    if not path.is_file():
+        raise UserError(f"there is no {path}: name a config with --config FILE")
+    return str(path)
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> EvaluationConfig:
+    """Reads a config file and its `--config.KEY=VALUE` overrides.
+
+    Raises:
+      UserError: no file, a file that fails, a key, evaluator or setting that does not exist, a
+        value of another type.
+    """
+    argv = [f"--config={path}", *overrides]
+    return from_config_dict(read_config_file(argv, "bagpiper evaluate"))
+
+
+def from_config_dict(config: ConfigDict) -> EvaluationConfig:
+    """Typed settings from an `ml_collections` config; an empty `use` leaves an evaluator out.
+
+    Raises:
+      UserError: see `load_config`.
+    """
+    values = config.to_dict()
+    names = [field.name for field in dataclasses.fields(EvaluationConfig)]
+    wrong = sorted({*names} ^ {*values})
+    if wrong:
+        raise UserError(f"config keys {', '.join(wrong)}: there must be {', '.join(names)}")
+    kinds = {"checkpoint": str, "corpus": str, "seed": int, "audio": dict, "evaluators": dict}
+    for name, kind in kinds.items():
+        if not isinstance(values[name], kind):
+            raise UserError(f"config key {name} must be of type {kind.__name__}")
+    instances = (_instance(name, value) for name, value in values["evaluators"].items())
+    # an ml_collections config has no order of its own: that of the registry
+    order = list(registry.EVALUATORS)
+    kept = tuple(sorted((i for i in instances if i), key=lambda i: order.index(i.use)))
+    if not kept:
+        raise UserError("config key evaluators names none: there is nothing to evaluate")
+    audio = {name: value for name, value in values["audio"].items() if value is not None}
+    known = [field.name for field in dataclasses.fields(Sampling)]
+    if unknown := sorted({*audio} - {*known}):
+        raise UserError(f"config key audio.{unknown[0]}: there are {', '.join(known)}")
+    checkpoint = values["checkpoint"] or MINI
+    return EvaluationConfig(checkpoint, values["corpus"], values["seed"], audio, kept)
+
+
+def _instance(name: str, values: Any) -> Instance | None:
+    where = f"evaluators.{name}"
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name) or name in RESERVED:
+        raise UserError(f"config key {where}: choose another name, of letters, digits and _")
+    if not isinstance(values, Mapping) or not isinstance(values.get("use"), str):
+        known = ", ".join(registry.EVALUATORS)
+        raise UserError(f"config key {where}.use must name an evaluator, one of {known}")
+    given = dict(values)
+    use = given.pop("use")
+    if not use:
+        return None
+    try:
+        known = registry.settings(use)
+    except UserError as e:
+        raise UserError(f"config key {where}: {e}") from e
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise UserError(
+            f"config key {where}.{unknown[0]}: the evaluator {use} has no such setting; "
+            f"it has {', '.join(known)}"
+        )
+    for key, value in given.items():
+        if not _fits(value, known[key]):
+            kind = type(known[key]).__name__
+            raise UserError(f"config key {where}.{key} must be of type {kind}: {value!r}")
+    return Instance(name, use, json.loads(json.dumps(known | given)))
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Whether a value may stand in place of a default."""
+    if default is None:
+        return True
+    if isinstance(default, (tuple, list)):
+        return isinstance(value, (tuple, list))
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    return isinstance(value, (int, float) if isinstance(default, float) else type(default))

@@ -1,0 +1,107 @@
+"""What an evaluator works with, and what it returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bagpiper_jax.evaluation import asr
+from bagpiper_jax.evaluation.remembering import RememberingEngine
+from bagpiper_jax.evaluation.sampling_choice import scene_sampling
+from bagpiper_jax.inference.pipeline import Pipeline
+from bagpiper_jax.inference.sampling import Sampling
+from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
+from bagpiper_jax.input_pipeline.scenes import Corpus
+from bagpiper_jax.json_lines import Journal
+from bagpiper_jax.modeling.codec import Codec
+from bagpiper_jax.release import load_assets
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What an evaluator found.
+
+    Attributes:
+      figures: nested by name; its leaves are `text_metrics.Interval` or plain numbers. What stands
+        under "control" is what chance, or another scene's audio, gives: nested as the rest is.
+      items: one object per scene or clip, for the page and for reading.
+      clips: audio to keep, float32 [S] at 16 kHz, by name; an item shows one that its "clip" names.
+    """
+
+    figures: Any
+    items: Sequence[Mapping[str, Any]] = ()
+    clips: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+class Scenes:
+    """What scenes are made and heard again with; each part is loaded when it is asked for.
+
+    Attributes:
+      checkpoint, corpus_dir: directories.
+    """
+
+    def __init__(self, checkpoint: str, corpus_dir: str):
+        self.checkpoint = checkpoint
+        self.corpus_dir = corpus_dir
+
+    @functools.cached_property
+    def corpus(self) -> Corpus:
+        """The mini corpus, decoded."""
+        return load_corpus(self.corpus_dir)
+
+    @functools.cached_property
+    def codec(self) -> Codec:
+        """The model's codec; the model itself is not loaded for it."""
+        return load_assets(self.checkpoint).codec
+
+
+class Context(Scenes):
+    """Model, corpus and judges of an evaluation; each is loaded when it is asked for.
+
+    All that the pipeline generates by `describe`, `render` and `chat`, one by one or in batches, is
+    kept in the workdir (see `RememberingEngine`).
+
+    Attributes:
+      seed: of scenes, sampling and intervals.
+      audio: settings of the audio's sampling in place of the checkpoint's.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        corpus_dir: str,
+        seed: int,
+        outputs: Journal,
+        weights: str,
+        audio: Mapping[str, Any] | None = None,
+    ):
+        """`outputs`: where generated messages are kept; `weights`: digest of the weights."""
+        super().__init__(checkpoint, corpus_dir)
+        self.seed = seed
+        self.audio = dict(audio or {})
+        self._outputs = outputs
+        self._weights = weights
+
+    @functools.cached_property
+    def pipeline(self) -> Pipeline:
+        """The model."""
+        pipeline = Pipeline.load(self.checkpoint)
+        pipeline.engine = RememberingEngine(pipeline.engine, self._outputs, self._weights)
+        chosen = pipeline.sampling["audio"]
+        pipeline.sampling["audio"] = dataclasses.replace(chosen, **self.audio)
+        self.codec = pipeline.codec
+        return pipeline
+
+    @property
+    def sampling(self) -> dict[str, Sampling]:
+        """Settings for scenes by modality: the model's own, text greedy, no longer than scenes."""
+        return scene_sampling(self.pipeline.sampling["text"], self.pipeline.sampling["audio"])
+
+    @functools.cached_property
+    def whisper(self) -> asr.Whisper:
+        """Whisper tiny.en."""
+        return asr.Whisper()

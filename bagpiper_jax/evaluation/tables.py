@@ -1,0 +1,117 @@
+"""Figures as rows of a table, whatever evaluator they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bagpiper_jax.evaluation.workdir import HEAD
+
+INTERVAL = ("value", "low", "high", "count")
+CONTROL = "control"  # the branch of an evaluator's figures that chance gives
+
+
+class Row(NamedTuple):
+    """A figure of an evaluator.
+
+    Attributes:
+      name: of the evaluator.
+      path: of the figure among the evaluator's; an entry of a list by its number.
+      label: the same in words.
+      value: an interval as JSON has it, or a number.
+      control: the same figure of the control, None where there is none.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    label: str
+    value: Any
+    control: Any
+
+
+def rows(results: Mapping[str, Any]) -> Iterator[Row]:
+    """The figures of `results.json`, in their order."""
+    for name, figures in results.items():
+        if name not in HEAD:
+            yield from rows_of(name, figures)
+
+
+def rows_of(name: str, figures: Any) -> Iterator[Row]:
+    """The figures of one evaluator: intervals, and numbers with a fraction."""
+    control = figures.get(CONTROL) if isinstance(figures, Mapping) else None
+    for path, label, value in _leaves(figures):
+        if path[:1] != (CONTROL,):
+            yield Row(name, path, label, value, at(control, path))
+
+
+def _leaves(value: Any, path=(), label="") -> Iterator[tuple[tuple[str, ...], str, Any]]:
+    if isinstance(value, float) or (isinstance(value, Mapping) and set(INTERVAL) <= set(value)):
+        yield path, label, value
+        return
+    if isinstance(value, Mapping):
+        parts = [(key, key, part) for key, part in value.items()]
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        # what an entry of a list is about stands in it as a number: {"cfg": 1.5, "wer": …}
+        parts = []
+        for i, part in enumerate(value):
+            marks = part.items() if isinstance(part, Mapping) else ()
+            marks = [f"{key} {mark:g}" for key, mark in marks if isinstance(mark, (int, float))]
+            rest = part
+            if isinstance(part, Mapping):
+                rest = {k: v for k, v in part.items() if not isinstance(v, (int, float))}
+            parts.append((str(i), " ".join(marks) or str(i), rest))
+    else:
+        return
+    for key, words, part in parts:
+        yield from _leaves(part, (*path, key), f"{label} / {words}" if label else words)
+
+
+def at(value: Any, path: Sequence[str]) -> Any:
+    """A part of nested figures, an entry of a list by its number; None where there is none."""
+    for key in path:
+        if isinstance(value, Mapping):
+            value = value.get(key)
+        elif isinstance(value, list) and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            return None
+    return value
+
+
+def interval_text(value: Any, signed: bool = False) -> str:
+    """A figure and its interval as plain text: "0.021 [0.014, 0.030]"; "" for none."""
+    if value is None:
+        return ""
+    form = "{:+.3f}" if signed else "{:.3f}"
+    if not isinstance(value, Mapping):
+        return form.format(value)
+    value, low, high = (form.format(value[key]) for key in INTERVAL[:3])
+    return f"{value} [{low}, {high}]"
+
+
+def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    out = [columns, ["---"] * len(columns), *lines]
+    return "\n".join(f"| {' | '.join(c.replace('|', '/') for c in cells)} |" for cells in out)
+
+
+def results_markdown(results: Mapping[str, Any]) -> str:
+    """`results.md`: what was evaluated, and every figure with its interval and control."""
+    chosen = [
+        [row.name, row.label, interval_text(row.value), _count(row.value)]
+        + [interval_text(row.control)]
+        for row in rows(results)
+    ]
+    title = f"# Evaluation of {results.get('checkpoint')}, {results.get('date')}"
+    head = f"Seed {results.get('seed')}; weights {results.get('weights_sha256') or 'of a run'}."
+    notes = (
+        "In brackets: 95 % bootstrap intervals. n: scenes or clips. Rates and shares are parts of "
+        "1. Control: what chance or another scene's audio gives. docs/evaluation.md says what each "
+        "figure means."
+    )
+    columns = ("evaluator", "figure", "value", "n", "control")
+    return "\n\n".join((title, head, markdown(columns, chosen), notes)) + "\n"
+
+
+def _count(value: Any) -> str:
+    return str(value["count"]) if isinstance(value, Mapping) else ""

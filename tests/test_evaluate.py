@@ -1,0 +1,487 @@
+"""`bagpiper evaluate` as a whole: config, registry, resuming, refusing, comparing."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from generation import same
+from ml_collections import ConfigDict
+from probe_oracle import SEED, Oracle, tone_corpus
+from scripted_model import ScriptedEars, ScriptedPipeline
+
+from bagpiper_jax import files
+from bagpiper_jax.cli import main
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.evaluation import (
+    asr,
+    compare,
+    config,
+    context,
+    evaluate,
+    mini_probes,
+    registry,
+    report_sections,
+    tables,
+    workdir,
+)
+from bagpiper_jax.evaluation import text_metrics as metrics
+from bagpiper_jax.evaluation.context import Outcome
+from bagpiper_jax.evaluation.figures import Evaluation
+from bagpiper_jax.evaluation.remembering import RememberingEngine
+from bagpiper_jax.inference.sampling import TEXT
+from bagpiper_jax.json_lines import Journal
+
+EXPERIMENT = config.experiment("evaluate_mini")
+
+
+# Settings
+
+
+def test_every_evaluator_of_the_registry_is_there_and_its_settings_have_defaults():
+    for name in registry.EVALUATORS:
+        settings = registry.settings(name)
+        json.dumps(settings)
+        assert registry.find(name).__doc__
+
+
+@pytest.mark.parametrize("size", ["full", "quick"])
+def test_the_experiment_names_every_setting(size):
+    """A setting that the file leaves out could not be overridden."""
+    spec = importlib.util.spec_from_file_location("experiment", EXPERIMENT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    given = module.get_config(size)
+    for name, values in given.evaluators.items():
+        if values.use:
+            assert set(values) == {"use", *registry.settings(values.use)}, name
+    chosen = config.load_config(f"{EXPERIMENT}:{size}")
+    assert [i.use for i in chosen.evaluators][:3] == ["understanding", "understanding", "rendering"]
+
+
+def test_overrides_reach_the_evaluators_and_an_empty_use_leaves_one_out():
+    overrides = ["--config.evaluators.unseen.scenes=50", "--config.evaluators.cfg_sweep.use="]
+    found = config.load_config(EXPERIMENT, ["--config.checkpoint=my_model", *overrides])
+    by_name = {i.name: i for i in found.evaluators}
+    assert found.checkpoint == "my_model" and by_name["unseen"].settings["scenes"] == 50
+    assert by_name["unseen"].settings["split"] == "test_b" and "cfg_sweep" not in by_name
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"evaluators": {}}, "nothing to evaluate"),
+        (
+            {"evaluators": {"a": {"use": "understand"}}},
+            "no evaluator 'understand'; there are under",
+        ),
+        ({"evaluators": {"a": {"use": "codec", "prompt": 3}}}, r"a\.prompt.*it has prompts"),
+        (
+            {"evaluators": {"a": {"use": "codec", "prompts": "3"}}},
+            r"a\.prompts must be of type int",
+        ),
+        ({"evaluators": {"a": {"use": "codec", "prompts": True}}}, "must be of type int"),
+        ({"evaluators": {"a": {"use": "guidance", "cfgs": 3.0}}}, "must be of type tuple"),
+        ({"evaluators": {"a": {"prompts": 3}}}, r"evaluators\.a\.use must name an evaluator"),
+        ({"evaluators": {"date": {"use": "codec"}}}, "choose another name"),
+        ({"evaluators": {"a/b": {"use": "codec"}}}, "choose another name"),
+        ({"sead": 1}, "sead: there must be checkpoint, corpus, seed, evaluators"),
+        ({"seed": "1"}, "seed must be of type int"),
+    ],
+)
+def test_what_is_mistyped_is_named_with_what_there_is(change, told):
+    values = {"checkpoint": "", "corpus": "", "seed": 1, "evaluators": {"codec": {"use": "codec"}}}
+    with pytest.raises(UserError, match=told):
+        config.from_config_dict(ConfigDict({**values, **change}))
+
+
+def test_the_command_line_tells_a_mistyped_setting(capsys, tmp_path):
+    argv = ["evaluate", "--workdir", str(tmp_path / "out")]
+    assert main([*argv, "--config.evaluators.understanding.scens=3"]) == 2
+    told = capsys.readouterr().err
+    assert "scens" in told and '"scenes"' in told and told.count("\n") == 1
+    assert main([*argv, "--compare", "a"]) == 2 and main([*argv, "--compare", "a", "a"]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_is_told_by_the_evaluator_that_needs_it_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "visqol", None)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "visqol" else found(name)
+    )
+    registry.require("understanding")
+    with pytest.raises(UserError, match=r"codec needs the package visqol.*bagpiper_jax\[eval\]"):
+        registry.require("codec")
+    entry = registry.Entry("no_such_package.module:function", extra="large")
+    monkeypatch.setitem(registry.EVALUATORS, "far", entry)
+    with pytest.raises(UserError, match=r"far needs the package no_such_package.*\[large\]"):
+        registry.find("far")
+
+
+# Resuming
+
+
+class Killed(BaseException):
+    """Nothing is cleaned up after it."""
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return tone_corpus()
+
+
+@pytest.fixture
+def scripted(corpus, monkeypatch, tmp_path):
+    """An evaluation whose model is a script: (evaluate into a directory → results, moments)."""
+    pipeline = ScriptedPipeline()
+    monkeypatch.setattr(context.Pipeline, "load", lambda path: ScriptedPipeline())
+    monkeypatch.setattr(context, "load_corpus", lambda path: corpus)
+    monkeypatch.setattr(context, "load_assets", lambda path: pipeline)
+    monkeypatch.setattr(asr, "Whisper", ScriptedEars)
+    monkeypatch.setattr(mini_probes, "CHUNK", 2)
+    page = lambda path, evaluations, folder, scenes: files.write_text(path, folder[-1:])  # noqa: E731
+    monkeypatch.setattr(evaluate, "write_report", page)
+    monkeypatch.setattr(metrics, "BOOTSTRAP_SAMPLES", 50)
+    checkpoint = tmp_path / "mini"
+    checkpoint.mkdir()
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+
+    def run(directory, *overrides, choose=False):
+        settings = config.load_config(
+            EXPERIMENT,
+            [
+                f"--config.checkpoint={checkpoint}",
+                "--config.corpus=",
+                f"--config.seed={SEED}",
+                "--config.evaluators.codec.use=",
+                "--config.evaluators.unseen.use=",
+                "--config.evaluators.understanding.scenes=5",
+                "--config.evaluators.rendering.digits=3",
+                "--config.evaluators.rendering.letters=0",
+                "--config.evaluators.rendering.phrases=0",
+                "--config.evaluators.rendering.keep=1",
+                "--config.evaluators.cfg_sweep.digits=3",
+                "--config.evaluators.cfg_sweep.cfgs=(1.0,3.0)",
+                *overrides,
+            ],
+        )
+        return evaluate.evaluate(settings, str(directory), choose=choose)
+
+    return SimpleNamespace(run=run, checkpoint=checkpoint)
+
+
+def contents(directory):
+    found = {}
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            path = os.path.join(folder, name)
+            with open(path, "rb") as file:
+                found[os.path.relpath(path, directory)] = file.read()
+    return found
+
+
+def test_an_evaluation_killed_at_any_moment_gives_the_same_bytes(scripted, monkeypatch, tmp_path):
+    """A moment: before, within and after each call of the model and each write."""
+    moments = {"left": -1, "seen": 0}
+
+    fewer = ("--config.evaluators.cfg_sweep.use=", "--config.evaluators.understanding.scenes=3")
+
+    def tick():
+        moments["seen"] += 1
+        if moments["seen"] == moments["left"]:
+            raise Killed
+
+    replace, add = os.replace, Journal.add
+    generate = ScriptedPipeline().engine.__class__.generate
+
+    def killed_replace(source, target):
+        tick()
+        replace(source, target)
+        tick()
+
+    def killed_add(self, key, value):
+        tick()
+        add(self, key, value)
+        try:
+            tick()
+        except Killed:
+            self._file.truncate(self._file.seek(0, os.SEEK_END) - 40)  # cut within the line
+            raise
+        tick()
+
+    def killed_generate(self, requests):
+        tick()
+        return generate(self, requests)
+
+    monkeypatch.setattr(files.os, "replace", killed_replace)
+    monkeypatch.setattr(files, "_remove", lambda path: None)  # a kill leaves it where it is
+    monkeypatch.setattr(Journal, "add", killed_add)
+    monkeypatch.setattr(ScriptedPipeline().engine.__class__, "generate", killed_generate)
+    scripted.run(tmp_path / "whole", *fewer)
+    wanted, count = contents(tmp_path / "whole"), moments["seen"]
+    assert {"results.json", "results.md", "rendering.jsonl", "audio/rendering/digits-0.flac"} < {
+        *wanted
+    }
+    assert count > 30
+    for moment in range(1, count + 1):
+        moments.update(left=moment, seen=0)
+        with pytest.raises(Killed):
+            scripted.run(tmp_path / "whale", *fewer)
+        moments["left"] = -1
+        scripted.run(tmp_path / "whale", *fewer)
+        assert contents(tmp_path / "whale") == wanted, moment
+        shutil.rmtree(tmp_path / "whale")
+
+
+def test_what_was_generated_is_not_generated_again(scripted, monkeypatch, tmp_path):
+    calls = []
+    script = type(ScriptedPipeline().engine)
+    generate = script.generate
+
+    def counted(self, requests):
+        calls.append(len(requests))
+        if len(calls) == 5:
+            raise Killed
+        return generate(self, requests)
+
+    monkeypatch.setattr(script, "generate", counted)
+    with pytest.raises(Killed):
+        scripted.run(tmp_path / "out")
+    assert calls == [2, 2, 1, 2, 1]  # understanding, and rendering up to its last chunk
+    scripted.run(tmp_path / "out")
+    assert calls[5:] == [1, 2, 1]  # that chunk and the sweep at 1: at 3, it was rendered before
+    scripted.run(tmp_path / "out")
+    assert len(calls) == 8
+
+
+def test_what_is_remembered_is_the_answer_to_the_same_request_alone(tmp_path):
+    pipe = ScriptedPipeline()
+    script, clip = pipe.engine, np.sin(np.arange(16_000) * 0.03)
+    request = pipe.request([pipe.listen(clip)], ("text",))
+    other_clip = pipe.request([pipe.listen(clip[::-1])], ("text",))
+    cfg = {"text": dataclasses.replace(TEXT, cfg=2.0)}
+    others = [
+        [dataclasses.replace(request, seed=1)],
+        [dataclasses.replace(request, sampling={**request.sampling, **cfg})],
+        [dataclasses.replace(request, modalities=("audio",))],
+        [other_clip],
+        [request, request],
+    ]
+    with Journal(tmp_path / "outputs.jsonl") as journal:
+        engine = RememberingEngine(script, journal, "weights")
+        for asked in ([request], *others):
+            calls = len(script.calls)
+            first, again = engine.generate(asked), engine.generate(asked)
+            assert len(script.calls) == calls + 1
+            assert all(map(same, first, script.generate(asked)))
+            assert all(map(same, again, first))
+            assert again[0][0][0].rows.dtype == np.int32
+        calls = len(script.calls)
+        RememberingEngine(script, journal, "other weights").generate([request])
+        assert len(script.calls) == calls + 1
+
+
+def test_a_workdir_of_something_else_is_refused(scripted, tmp_path):
+    out = tmp_path / "out"
+    scripted.run(out)
+    before = contents(out)
+    with pytest.raises(UserError, match=r"understanding\.json was made with scenes=5 \(not 6\)"):
+        scripted.run(out, "--config.evaluators.understanding.scenes=6")
+    with pytest.raises(UserError, match=r"begun with other seed \(3, not 4\)"):
+        scripted.run(out, "--config.seed=4")
+    (scripted.checkpoint / "sampling.json").write_text("{}")
+    with pytest.raises(UserError, match=r"begun with other sampling\.json: name another"):
+        scripted.run(out)
+    (scripted.checkpoint / "sampling.json").unlink()
+    (scripted.checkpoint / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(UserError, match="begun with other weights: name another"):
+        scripted.run(out)
+    assert contents(out) == before
+    (scripted.checkpoint / "model.safetensors").write_bytes(b"weights")
+    more = scripted.run(out, "--config.evaluators.unseen.use=understanding")  # one more is welcome
+    assert more["unseen"]["split"] == "test_b"
+
+
+def test_two_evaluations_in_one_workdir_are_refused(scripted, tmp_path):
+    with Journal(tmp_path / "out" / "outputs.jsonl"), pytest.raises(UserError, match="another pro"):
+        scripted.run(tmp_path / "out")
+
+
+def test_sampling_is_chosen_once_and_before_anything_is_measured(scripted, tmp_path, capsys):
+    results = scripted.run(tmp_path / "out", choose=True)
+    chosen = json.loads((scripted.checkpoint / "sampling.json").read_text())
+    assert results["sampling"] == chosen
+    assert results["sampling_source"] == "chosen on development scenes"
+    trials = (scripted.checkpoint / "sampling_trials.json").stat().st_mtime_ns
+    assert scripted.run(tmp_path / "out", choose=True) == results
+    assert (scripted.checkpoint / "sampling_trials.json").stat().st_mtime_ns == trials
+    assert "was chosen when" in capsys.readouterr().out
+
+
+def test_descriptions_of_many_scenes_are_not_held_in_memory(corpus, monkeypatch):
+    """Audio of a chunk of scenes at a time, however many there are."""
+    held, most = [0], [0]
+    real = mini_probes.render_scene
+
+    class Clip(np.ndarray):
+        def __del__(self):
+            held[0] -= 1
+
+    def made(*args):
+        held[0] += 1
+        most[0] = max(most[0], held[0])
+        return real(*args).view(Clip)
+
+    monkeypatch.setattr(mini_probes, "render_scene", made)
+    monkeypatch.setattr(mini_probes, "CHUNK", 4)
+    quiet = SimpleNamespace(describe_batch=lambda wavs, **_: ["Rain falls."] * len(wavs))
+    found, items = mini_probes.understanding_probe(
+        quiet, corpus, None, split="test_a", count=40, seed=SEED
+    )
+    assert len(items) == 40 and most[0] <= 8
+
+
+# Tables, the plain section, comparisons
+
+
+def interval(value, low=0.0, high=1.0, count=9):
+    return {"value": value, "low": low, "high": high, "count": count}
+
+
+def test_figures_become_rows_with_their_controls():
+    results = {
+        "seed": 1,
+        "listening": {
+            "split": "dev",
+            "scenes": 9,
+            "wer": {"digits": interval(0.1)},
+            "distance": 2.5,
+            "control": {"wer": {"digits": interval(1.2)}},
+        },
+        "sweep": [{"cfg": 1.5, "wer": interval(0.3)}, {"cfg": 2, "wer": interval(0.2)}],
+    }
+    found = [(r.name, r.label, tables.interval_text(r.value)) for r in tables.rows(results)]
+    assert found == [
+        ("listening", "wer / digits", "0.100 [0.000, 1.000]"),
+        ("listening", "distance", "2.500"),
+        ("sweep", "cfg 1.5 / wer", "0.300 [0.000, 1.000]"),
+        ("sweep", "cfg 2 / wer", "0.200 [0.000, 1.000]"),
+    ]
+    controls = [row.control for row in tables.rows(results)]
+    assert controls == [interval(1.2), None, None, None]
+
+
+def test_an_evaluator_without_a_section_is_shown_with_figures_and_clips(tmp_path):
+    figures = {"share": interval(0.25), "control": {"share": interval(0.5)}}
+    items = [{"question": "is it <loud>?", "clip": "a"}, {"question": "unheard"}]
+    outcome = Outcome(figures, items, {"a": np.zeros(1600, np.float32)})
+    workdir.write_outcome(str(tmp_path), "asked", "questions", {}, outcome)
+    text = report_sections.section(
+        report_sections.Shown(
+            "asked",
+            "questions",
+            [Evaluation("this run", {"asked": figures})],
+            workdir.read_items(str(tmp_path), "asked"),
+            workdir.clips_dir(str(tmp_path), "asked"),
+            None,
+            4,
+        )
+    )
+    assert "0.250" in text and "0.500" in text and "is it &lt;loud&gt;?" in text
+    assert text.count("<audio") == 1 and "Questions (asked)" in text
+
+
+def measured(directory, wrong, seed=1, scenes=60, name="mini"):
+    """The workdir of an evaluation of 60 scenes, of which every `wrong`-th has an error."""
+    errors = [metrics.Errors(int(i % wrong == 0), 2) for i in range(scenes)]
+    settings = {"scenes": scenes}
+    chance = {"wer": metrics.word_error_rate([metrics.Errors(2, 2)] * scenes, seed=seed)}
+    wer = metrics.word_error_rate(errors, seed=seed)
+    outcome = Outcome({"wer": wer, "distance": 0.5, "control": chance})
+    files.make_directory(directory)
+    workdir.write_outcome(str(directory), "words", "understanding", settings, outcome)
+    figures = workdir.read_outcome(str(directory), "words", "understanding", settings)
+    results = {"checkpoint": name, "date": "2026-11-27", "seed": seed, "weights_sha256": "f" * 64}
+    results |= {"evaluators": {"words": {"use": "understanding", **settings}}, "words": figures}
+    files.write_json(directory / "results.json", results)
+    return str(directory)
+
+
+def test_runs_over_the_same_scenes_are_compared_in_pairs(tmp_path, capsys):
+    good = measured(tmp_path / "a" / "good", 20)
+    bad = measured(tmp_path / "bad", 2)
+    other = measured(tmp_path / "b" / "good", 2, seed=2)
+    out = str(tmp_path / "table")
+    assert main(["evaluate", "--compare", good, bad, other, "--workdir", out]) == 0
+    text = (tmp_path / "table" / "comparison.md").read_text()
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| words")]
+    assert [row[1] for row in rows] == ["wer", "distance"]
+    heads = text.splitlines()[4].split(" | ")[2:]
+    assert heads == ["a/good", "bad", "b/good", "control of a/good |"]
+    first, second, third, control = rows[0][2:]
+    assert control == "1.000 [0.950, 1.000] |"
+    assert first.startswith("0.025 [") and "Δ" not in first
+    assert second.startswith("0.250 [") and "Δ +0.225 [" in second and second.endswith("*")
+    assert third.startswith("0.250 [") and "Δ" not in third  # another seed: other scenes
+    assert rows[1][2:] == ["0.500", "0.500", "0.500", " |"]
+    page = (tmp_path / "table" / "comparison.html").read_text()
+    assert "Δ +0.225" in page and capsys.readouterr().out.count("comparison.") == 2
+
+
+def test_a_comparison_needs_finished_evaluations(tmp_path):
+    good = measured(tmp_path / "good", 20)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty has no results.json: let its evaluation end"):
+        compare.compare([good, str(tmp_path / "empty")], str(tmp_path / "out"))
+    with pytest.raises(UserError, match="named twice"):
+        compare.compare([good, good], str(tmp_path / "out"))
+
+
+def test_the_oracle_and_the_script_differ_in_pairs(corpus, tmp_path):
+    """Real figures: a perfect and a broken listener over the same scenes."""
+    found = {}
+    for name, listener in (("oracle", Oracle(corpus, ("test_a",), 40)), ("script", None)):
+        listener = listener or ScriptedPipeline()
+        found[name], _ = mini_probes.understanding_probe(
+            listener, corpus, listener.sampling["text"], split="test_a", count=40, seed=SEED
+        )
+    difference = metrics.paired_difference(
+        found["oracle"]["wer"]["spelled"].sums, found["script"]["wer"]["spelled"].sums
+    )
+    assert difference.value == pytest.approx(found["script"]["wer"]["spelled"].value)
+    assert difference.low > 0.5
+
+
+@pytest.mark.slow
+def test_the_mini_model_killed_by_the_system_gives_the_same_bytes(tmp_path):
+    """SIGKILL at some moment of the generation, then once more later on, then to the end."""
+    settings = ["--config.evaluators.unseen.use=", "--config.evaluators.codec.use="]
+    settings += ["--config.evaluators.cfg_sweep.use=", "--config.evaluators.rendering.keep=1"]
+    settings += [f"--config.evaluators.rendering.{kind}=1" for kind in ("digits", "letters")]
+    settings += ["--config.evaluators.rendering.phrases=0"]
+    settings += ["--config.evaluators.understanding.scenes=24"]  # two chunks
+
+    def start(name):
+        argv = [sys.executable, "-m", "bagpiper_jax.cli", "evaluate", "--workdir"]
+        return subprocess.Popen([*argv, str(tmp_path / name), *settings])
+
+    assert start("whole").wait() == 0
+    outputs = tmp_path / "killed" / "outputs.jsonl"
+    for lines in (1, 2):
+        process = start("killed")
+        while not outputs.exists() or outputs.read_bytes().count(b"\n") < lines:
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.kill()
+        process.wait()
+        assert not (tmp_path / "killed" / "results.json").exists()
+    assert start("killed").wait() == 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
