@@ -33,7 +33,7 @@ from bagpiper_jax.evaluation.benchmarks.librispeech import librispeech
 from bagpiper_jax.evaluation.benchmarks.mmau import mmau, mmau_figures
 from bagpiper_jax.evaluation.benchmarks.published import published
 from bagpiper_jax.evaluation.benchmarks.tts import librispeech_tts, seed_tts_eval
-from bagpiper_jax.evaluation.evaluate import to_json
+from bagpiper_jax.evaluation.workdir import to_json
 from bagpiper_jax.simulation.client import BadAnswer
 
 ANSWERS = [row[2] for row in MMAU]
