@@ -9,7 +9,7 @@ import pytest
 from probe_oracle import SEED, Ears, Oracle, tone_corpus
 
 from bagpiper_jax.errors import UserError
-from bagpiper_jax.evaluation import asr, embeddings, listening
+from bagpiper_jax.evaluation import asr, embeddings, listening, text_metrics
 from bagpiper_jax.evaluation.cycle_probe import cycle_probe
 from bagpiper_jax.evaluation.quality_probe import CLIPS, SIDES, Judges, load_judges, quality_probe
 from bagpiper_jax.evaluation.sampling_choice import scene_sampling
@@ -247,12 +247,11 @@ def test_moonshine_hears_digits_and_nothing_in_nothing(spelled):
     pytest.importorskip("moonshine_voice")
     moonshine = asr.Moonshine()
     heard = list(moonshine.transcribe_all([wav for _, _, wav in spelled]))
-    words = [evaluate.text_metrics.normalize_spelled(text, letters=False) for text in heard]
+    words = [text_metrics.normalize_spelled(text, letters=False) for text in heard]
     wrong = [
-        evaluate.text_metrics.count_errors(text.split(), said)
-        for (_, text, _), said in zip(spelled, words)
+        text_metrics.count_errors(text.split(), said) for (_, text, _), said in zip(spelled, words)
     ]
-    assert sum(wrong, evaluate.text_metrics.Errors()).rate < 0.2
+    assert sum(wrong, text_metrics.Errors()).rate < 0.2
     assert moonshine.transcribe(np.zeros(0, np.float32)) == ""
 
 
