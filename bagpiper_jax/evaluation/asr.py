@@ -143,7 +143,12 @@ class Moonshine:
 
     def __init__(self):
         package = need("moonshine_voice", "probes")
-        self._model = package.Transcriber(
+
+        class Kept(package.Transcriber):
+            def close(self):
+                """Nothing: freeing a transcriber crashes the process (moonshine-voice 0.0.49)."""
+
+        self._model = Kept(
             str(package.get_model_path("tiny-en")),
             package.ModelArch.TINY,
             # the voice detection would cut short strings up, and drop some
