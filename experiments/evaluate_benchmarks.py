@@ -11,6 +11,7 @@ judgements are kept in the file `llm.cache`, so nothing is paid twice.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from bagpiper_jax.evaluation.benchmarks.llm import default_llm_config
 
@@ -22,6 +23,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.corpus = ""  # of the mini world, which has no part in it
     c.seed = 1  # of sampling, intervals and the choice of items
     c.audio = ml_collections.ConfigDict()  # of the audio's sampling, in place of the model's
+    for name in ("temperature", "cfg", "top_p"):
+        c.audio[name] = config_dict.placeholder(float)
+    for name in ("top_k", "min_rows", "max_rows"):
+        c.audio[name] = config_dict.placeholder(int)
     c.evaluators = ml_collections.ConfigDict()
     for name in (
         *("mmau", "air_bench_chat", "audio_bench", "librispeech"),
@@ -31,6 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
         c.evaluators[name].use = ""  # the same name again
         c.evaluators[name].data = ""  # where its files lie
         c.evaluators[name].count = 0  # items, drawn by the seed; 0: all
+    c.evaluators.mmau.judged = False  # open answers are judged by llm too
     c.evaluators.mmau.mode = "choices"  # choices, open, or caption (the paper's probe; needs llm)
     c.evaluators.mmau.caption_question = ""  # what asks for a caption; a base model needs nothing
     c.evaluators.audio_bench.datasets = ()  # names as in AudioBench

@@ -525,7 +525,7 @@ def test_librispeech_tts(tmp_path):
     assert rates["mean"] == pytest.approx(4 / 11) and rates["sd"] == pytest.approx(0.3149, abs=1e-3)
     assert figures["wer"]["normalised"].value == pytest.approx(12 / 33)
     assert figures["silent"] == 1 and [i["heard"] for i in items[:2]] == ["", ears.words[200]]
-    assert figures["control"]["raw"].value == pytest.approx(10 / 12)
+    assert figures["control"]["wer"]["raw"].value == pytest.approx(10 / 12)
     assert figures["asr"] == "ears" and figures["published"][0]["value"] == 0.027
     assert len(list(kept.iterdir())) == 5 and soundfile.info(items[1]["audio"]).frames == 200
     with pytest.raises(UserError, match="no {text}"):

@@ -137,6 +137,9 @@ def test_parts_of_other_weights(finished, tmp_path):
     wrong = dataclasses.replace(run, init_parts=("audio_towr",))
     with pytest.raises(UserError, match="init_parts: there is no 'audio_towr'; the parts are"):
         train(wrong, str(tmp_path / "other"))
+    apart = ["--config.init_from=x", "--config.init_parts=('model',)"]
+    with pytest.raises(UserError, match="frozen: audio_tower would stay random"):
+        load_config(["--config", CONFIG, *apart, "--config.frozen=('model.layers', 'audio_tower')"])
     with pytest.raises(UserError, match="init_parts: name the weights"):
         load_config(["--config", CONFIG, "--config.init_parts=('stream_emb',)"])
 
@@ -166,6 +169,9 @@ def test_a_changed_model_is_trained_kept_and_told_apart(finished, tmp_path):
         ({"vocab": {"stream_delay": -1}}, "do not go together: stream_delay must not"),
         ({"vocab": {"codec_weight": [1.0]}}, "do not go together: codec_weight has 1 values"),
         ({"z_loss": "much"}, "z_loss of the model is like 0.0"),
+        ({"z_loss": True}, "z_loss of the model is like 0.0"),
+        ({"decoder": {"rope_theta": [1.0, 2.0]}}, "rope_theta of the model is like"),
+        ({"vocab": {"codec_weight": ["a"] * 4}}, "codec_weight of the model is like"),
     ],
 )
 def test_wrong_changes_of_a_model(changes, words):

@@ -6,6 +6,7 @@ language model is asked), `count` how many items are drawn (0: all).
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,17 +26,19 @@ def mmau_mini(
     mode: str = "choices",
     caption_question: str = "",
     llm: Mapping[str, Any] | None = None,
+    judged: bool = False,
     judgements: int = 3,
     count: int = 0,
 ) -> Outcome:
-    """MMAU's test-mini, with the choices shown, open, or answered from captions alone."""
+    """MMAU's test-mini: choices shown, open (`judged`: by `llm` too), or from captions alone."""
+    asked = mode == "caption" or (mode == "open" and judged)
     return Outcome(
         *mmau.mmau(
             context.pipeline,
             _path(data),
             mode=mode,
             caption_question=caption_question,
-            llm=_llm(llm),
+            llm=_llm(llm) if asked else None,
             judgements=judgements,
             count=count,
             seed=context.seed,
@@ -177,4 +180,15 @@ def _path(data: str) -> str:
 
 
 def _llm(section: Mapping[str, Any] | None) -> LLM | None:
-    return llm_from(dict(section)) if section else None
+    """The language model of a section; its package is looked for before anything is generated."""
+    if not section:
+        return None
+    llm = llm_from(dict(section))
+    package = "google.genai" if llm.model.api == "gemini" else "openai"
+    try:
+        importlib.import_module(package)
+    except ImportError as e:
+        raise UserError(
+            f"config key llm needs the package {package}: pip install 'bagpiper_jax[simulate]'"
+        ) from e
+    return llm

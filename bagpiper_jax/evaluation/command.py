@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> None:
             print(os.path.join(args.workdir, name))
         return
     config = load_config(args.config or experiment("evaluate_mini"), args.rest)
+    if args.keep and config.audio:
+        raise UserError("--keep is for figures of the checkpoint's own sampling: no config.audio")
     results = evaluate.evaluate(config, args.workdir, choose=args.choose_sampling)
     if args.keep:
         copy_notes(args.workdir, config.checkpoint, (RESULTS_FILE,))

@@ -73,7 +73,7 @@ def cycle_probe(
       the figures: `rounds` is a list, each round with `scene` (against the scene and its true
         caption) and, from the second on, `drift` (against the first round's caption): mean cosine
         `similarity`, `wer` of quoted strings, `events_f1`, left out where there is nothing to
-        measure; and both again under `control`; `empty` counts empty captions.
+        measure; `control` has `rounds` of the same form; `empty` counts the empty captions of each.
       one item per scene, with all its captions;
       of the first `keep` scenes, the clips: float32 [S] at 16 kHz, one described in each round.
 
@@ -88,15 +88,16 @@ def cycle_probe(
     written, clips = run_cycle(generator, corpus, scenes, sampling, start, rounds, seed, keep)
     scored = _Scores(corpus, embed, scenes, written[0])
     pairs = others(scenes)
-    of_rounds = []
+    of_rounds: list[dict[str, Any]] = []
+    of_controls: list[dict[str, Any]] = []
     for number, texts in enumerate(written):
         swapped = [texts[j] for j in pairs]
         own, control = scored.against_scene(texts), scored.against_scene(swapped)
-        part: dict[str, Any] = {"scene": own, "control": {"scene": control}}
+        of_rounds.append({"scene": own})
+        of_controls.append({"scene": control})
         if number:
-            part["drift"] = scored.against_first(texts)
-            part["control"]["drift"] = scored.against_first(swapped)
-        of_rounds.append(part)
+            of_rounds[-1]["drift"] = scored.against_first(texts)
+            of_controls[-1]["drift"] = scored.against_first(swapped)
     chance = scored.against_scene([scenes[j].caption for j in pairs])
     figures = {
         "split": split,
@@ -105,10 +106,12 @@ def cycle_probe(
         "start": start,
         "embedding": embed.name,
         "rounds": [
-            {**_figures(part, scenes, seed), "empty": sum(not text for text in texts)}
-            for part, texts in zip(of_rounds, written)
+            {"round": number, **_figures(part, scenes, seed)}
+            for number, part in enumerate(of_rounds, 1)
         ],
+        "empty": [sum(not text for text in texts) for texts in written],
         "chance": _rates(chance, scenes, seed),
+        "control": {"rounds": [_figures(part, scenes, seed) for part in of_controls]},
     }
     items = [
         {
@@ -199,12 +202,7 @@ class _Scores:
 
 
 def _figures(part: dict[str, Any], scenes: Sequence[Scene], seed: int) -> dict[str, Any]:
-    return {
-        name: _figures(found, scenes, seed)
-        if isinstance(found, dict)
-        else _rates(found, scenes, seed)
-        for name, found in part.items()
-    }
+    return {name: _rates(found, scenes, seed) for name, found in part.items()}
 
 
 def _rates(

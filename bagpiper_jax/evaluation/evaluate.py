@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation import registry, tables, workdir
 from bagpiper_jax.evaluation.config import EvaluationConfig
 from bagpiper_jax.evaluation.context import Context
@@ -40,6 +41,8 @@ def evaluate(config: EvaluationConfig, directory: str, *, choose: bool = False) 
       UserError: a package is missing, the checkpoint does not load, or the directory holds an
         evaluation of other weights, files or settings.
     """
+    if choose and config.audio:
+        raise UserError("settings of config.audio would hide what --choose-sampling chooses")
     for instance in config.evaluators:
         registry.require(instance.use)
     make_directory(directory)

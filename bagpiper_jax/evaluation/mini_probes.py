@@ -179,6 +179,14 @@ def compare_captions(
     }
 
 
+def words_and_events_right(scene: Scene, text: str, names: Iterable[str]) -> bool:
+    """Whether a written caption has all strings and events of a scene, and no others."""
+    scored = score_caption(scene, text, names)
+    events = scored["events"]
+    wrong = sum(quote["errors"].errors for quote in scored["quotes"])
+    return events["truth"] == events["named"] and not wrong
+
+
 def _surroundings(real: Parsed, parsed: Parsed) -> dict[str, bool]:
     return {"noise": real.noise == parsed.noise, "room": real.room == parsed.room}
 

@@ -85,12 +85,12 @@ def cycle(
         seed=context.seed,
         keep=keep,
     )
-    kept = {
-        f"{number}-round-{turn}": wav
-        for number, of_scene in enumerate(clips)
-        for turn, wav in enumerate(of_scene, 1)
-        if len(wav)
-    }
+    kept = {}
+    for number, (item, of_scene) in enumerate(zip(items, clips)):
+        for turn, wav in enumerate(of_scene, 1):
+            if len(wav):  # the page plays the last one that there is
+                item["clip"] = f"{number}-round-{turn}"
+                kept[item["clip"]] = wav
     return Outcome(figures, items, kept)
 
 
@@ -116,4 +116,7 @@ def quality(
         count=scenes,
         seed=context.seed,
     )
-    return Outcome(figures, items, {str(i): wav for i, wav in enumerate(wavs[:keep]) if len(wav)})
+    kept = {str(i): wav for i, wav in enumerate(wavs[:keep]) if len(wav)}
+    for name in kept:
+        items[int(name)]["clip"] = name
+    return Outcome(figures, items, kept)

@@ -213,10 +213,6 @@ def _of_speech(k: int, heard, mos, voice) -> dict[str, Any]:
     }
 
 
-def _each(k: int, sides: dict[str, Sequence]) -> dict[str, Any]:
-    return {side: values[k] for side, values in sides.items()}
-
-
 def _audible(wav: np.ndarray) -> np.ndarray:
     """The clip, or silence where the model ended at once: no judge takes an empty clip."""
     return np.asarray(wav, np.float32) if len(wav) >= MIN_SAMPLES else np.zeros(MIN_SAMPLES, "f4")

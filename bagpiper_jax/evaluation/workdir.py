@@ -106,6 +106,8 @@ def open_head(workdir: str, context: Context, weights: str) -> dict[str, Any]:
     changed = sorted(name for name in {*files, *then} if files.get(name) != then.get(name))
     if head.get("seed") != context.seed:
         changed.append(f"seed ({head.get('seed')}, not {context.seed})")
+    if head.get("versions") != asr.versions():
+        print(f"{workdir} was begun with other versions of packages: its figures name those")
     if head.get("audio", {}) != context.audio:
         changed.append("settings of the audio")
     if changed:

@@ -115,7 +115,7 @@ class Engine:
           UserError: it does not fit the context or the batch.
         """
         length, context = len(request.prompt), self._context
-        if length + 2 + self.config.vocab.num_streams > context:
+        if length + 3 + self.config.vocab.delay_rows > context:
             raise UserError(
                 f"the prompt takes {length} rows, the context holds {context}: shorten it"
             )
@@ -313,7 +313,7 @@ class Engine:
     def _goes_on(self, branch: _Branch, ended: int) -> bool:
         """Whether another message follows the one that has ended."""
         asked = branch.request.modalities is not None or ended == vocab_lib.EOT
-        room = self._room(branch) - 3 > self.config.vocab.num_streams
+        room = self._room(branch) - 4 > self.config.vocab.delay_rows
         return asked and branch.may_go_on and room
 
     def _free(self, branches: list[_Branch]) -> None:

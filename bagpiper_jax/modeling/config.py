@@ -193,7 +193,7 @@ def changed(config: BagpiperConfig, changes: Mapping[str, Any]) -> BagpiperConfi
 
 
 def _changed(config, changes: Mapping[str, Any], where: str):
-    known = {field.name for field in dataclasses.fields(config)}
+    known = {field.name: field.type for field in dataclasses.fields(config)}
     values = {}
     for name, value in changes.items():
         if name not in known:
@@ -203,9 +203,11 @@ def _changed(config, changes: Mapping[str, Any], where: str):
             if not isinstance(value, Mapping):
                 raise UserError(f"{where}{name} of the model is a section of settings")
             value = _changed(old, value, f"{where}{name}.")
-        elif isinstance(value, list | tuple) and isinstance(old, float | tuple):
-            value = tuple(value)
-        elif isinstance(old, float | tuple) and isinstance(value, int | float):
+        elif (
+            "tuple" in known[name] and isinstance(value, list | tuple) and all(map(_number, value))
+        ):
+            value = tuple(map(float, value))
+        elif "float" in known[name] and _number(value):
             value = float(value)
         elif type(value) is not type(old):
             raise UserError(f"{where}{name} of the model is like {old!r}, not {value!r}")
@@ -214,6 +216,10 @@ def _changed(config, changes: Mapping[str, Any], where: str):
         return dataclasses.replace(config, **values)
     except ValueError as e:
         raise UserError(f"the model's settings do not go together: {e}") from e
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def same_weights(one: BagpiperConfig, other: BagpiperConfig) -> bool:

@@ -258,6 +258,11 @@ def _check(run: RunConfig) -> None:
         raise UserError(f"config key data.mixture must weigh some of {tasks}: {run.data.mixture}")
     if run.init_parts and not run.init_from:
         raise UserError("config key init_parts: name the weights to take them of in init_from")
+    random = [path for path in run.frozen if not _taken(path, run.init_parts)]
+    if run.init_parts and random:
+        raise UserError(
+            f"config key frozen: {random[0]} would stay random, it is not in init_parts"
+        )
     if run.optimizer.warmup_steps >= run.steps:
         raise UserError("config key optimizer.warmup_steps must be smaller than steps")
     for key, value, choices in (
@@ -292,6 +297,10 @@ def _check(run: RunConfig) -> None:
     ):
         if path and not os.path.exists(path):
             raise UserError(f"config key {key}: there is no {path}")
+
+
+def _taken(path: str, parts: Sequence[str]) -> bool:
+    return any(path == part or path.startswith(f"{part}.") for part in parts)
 
 
 # keys that runs of version 0.1.0 did not have, and what they did

@@ -29,13 +29,14 @@ def get_config(world: str = "digits") -> ml_collections.ConfigDict:
         c.evaluators.understanding = ml_collections.ConfigDict()
         c.evaluators.understanding.use = "understanding"
         c.evaluators.understanding.split = "test_a"
-        c.evaluators.understanding.profile = "digits"
+        c.evaluators.understanding.profile = "three_digits"  # 47 strings are held out
         c.evaluators.understanding.scenes = 300
         c.evaluators.cfg_sweep = ml_collections.ConfigDict()
         c.evaluators.cfg_sweep.use = "guidance"
         c.evaluators.cfg_sweep.split = "test_a"
-        c.evaluators.cfg_sweep.profile = "digits"
-        c.evaluators.cfg_sweep.digits = 50
+        c.evaluators.cfg_sweep.profile = "three_digits"
+        c.evaluators.cfg_sweep.distinct = True  # the same caption is rendered alike
+        c.evaluators.cfg_sweep.digits = 40
         c.evaluators.cfg_sweep.cfgs = (1.0, 1.5, 2.0, 3.0)
     elif world == "questions":
         c.evaluators.questions = ml_collections.ConfigDict()

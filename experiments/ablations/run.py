@@ -59,7 +59,7 @@ _ANSWERS = tuple(
         ("of the scene", "of_scenes"),
         ("in new wordings", "new_wording"),
     )
-) + (Column("with other audio", "questions", ("control", "all")),)
+) + (Column("with other audio", "questions", ("control", "accuracy", "all")),)
 _REQUESTS = (Column("spoken strings, WER", "requests", ("wer", "digits")),)
 
 ABLATIONS = {

@@ -110,6 +110,8 @@ def air_bench_figures(items: Sequence[dict[str, Any]], seed: int) -> dict[str, A
         "judge_failed": len(items) - len(judged),
         "score": figures["model"]["score"],
         **figures,
-        "wins": text_metrics.bootstrap_ratio(wins, np.ones(len(wins)), seed=seed),
+        "wins": text_metrics.bootstrap_ratio(
+            wins, np.ones(len(wins)), groups=[item["key"] for item in judged], seed=seed
+        ),
         "published": published("air_bench_chat"),
     }

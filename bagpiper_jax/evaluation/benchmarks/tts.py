@@ -166,7 +166,7 @@ def tts_figures(items: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     }
     heard = [item for item in by_seed[0] if "control_errors" in item]
     if heard:
-        figures["control"] = wer.rates(heard, "control_errors", seed)
+        figures["control"] = {"wer": wer.rates(heard, "control_errors", seed)}
     return figures
 
 

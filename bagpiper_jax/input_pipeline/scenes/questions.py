@@ -119,6 +119,9 @@ REQUESTS = (
     "Could you produce {what}? I want it {noise} and {room}.",
     "Let me hear {what}. Make it {noise} and {room}.",
 )
+_MUSICAL = {
+    *("choir", "guitar", "synth", "bass", "drum", "tabla", "cymbal", "hi-hat", "cowbell"),
+}
 _NOISES = {"clean": "free of hiss", "faint": "a little hissy", "loud": "full of hiss"}
 _ROOMS = {"none": "dry", "small room": "from a small room", "large hall": "from a large hall"}
 
@@ -176,6 +179,12 @@ def request(scene: Scene) -> str:
     return wording.format(what=what, noise=_NOISES[scene.noise], room=_ROOMS[scene.room])
 
 
+def _words(*labels: str) -> set[str]:
+    """The words of labels that name something; drums are drums."""
+    words = {word for label in labels for word in label.lower().split()}
+    return {"drum" if word.startswith("drum") else word for word in words} - {"a", "an"}
+
+
 def _answers(scene: Scene, dice: Dice, labels: Sequence[str]) -> dict[str, tuple[dict, str]]:
     """kind → (what fills the wording's blanks, the answer) of all that can be asked of a scene."""
     events = scene.events
@@ -183,10 +192,13 @@ def _answers(scene: Scene, dice: Dice, labels: Sequence[str]) -> dict[str, tuple
     known = {
         "count": ({}, NUMBERS[len(events)]),
         "first": ({}, names[0]),
-        "music": ({}, f"yes, {scene.bed.label}" if scene.bed else "no"),
-        "noise": ({}, {"clean": "no hiss"}.get(scene.noise, f"{scene.noise} hiss")),
         "room": ({}, {"none": "in no room"}.get(scene.room, f"in a {scene.room}")),
     }
+    heard = _words(*(event.label for event in events))
+    if scene.bed or not heard & _MUSICAL:  # a choir is music to some
+        known["music"] = ({}, f"yes, {scene.bed.label}" if scene.bed else "no")
+    if "hiss" not in heard:  # of vinyl
+        known["noise"] = ({}, {"clean": "no hiss"}.get(scene.noise, f"{scene.noise} hiss"))
     if scene.groups[-1] == 1:  # of two at once, the one that begins last does not end last
         known["last"] = ({}, names[-1])
     spoken = [event for event in events if event.voice]
@@ -210,6 +222,8 @@ def _answers(scene: Scene, dice: Dice, labels: Sequence[str]) -> dict[str, tuple
     if sounds and dice.uniform() < 0.5:
         known["present"] = ({"a": dice.pick(sounds)}, "yes")
     else:
-        absent = [label for label in labels if label not in sounds]
+        # a bell is not asked for where another one rings, nor a drum where drums play
+        all_heard = heard | _words(scene.bed.label if scene.bed else "")
+        absent = [label for label in labels if not _words(label) & all_heard]
         known["present"] = ({"a": dice.pick(absent)}, "no")
     return known
