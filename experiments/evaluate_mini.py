@@ -106,6 +106,8 @@ def get_config(size: str = "scenes") -> ml_collections.ConfigDict:
     c.evaluators.cfg_sweep = ml_collections.ConfigDict()
     c.evaluators.cfg_sweep.use = "" if quick else "guidance"
     c.evaluators.cfg_sweep.split = "test_a"
+    c.evaluators.cfg_sweep.profile = "spelling"
+    c.evaluators.cfg_sweep.distinct = False  # each string once
     c.evaluators.cfg_sweep.digits = 30  # strings rendered at each strength
     c.evaluators.cfg_sweep.cfgs = (1.0, 1.5, 2.0, 3.0)  # strengths of guidance, 1 is none
     return c

@@ -9,6 +9,8 @@ from probe_oracle import SEED, Oracle, tone_corpus
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation.cycle_probe import cycle_probe
+from bagpiper_jax.evaluation.tables import rows_of
+from bagpiper_jax.evaluation.workdir import to_json
 from bagpiper_jax.inference.sampling import AUDIO, TEXT
 
 SAMPLING = {"text": TEXT, "audio": AUDIO}
@@ -71,6 +73,8 @@ def intervals(tree):
 def test_a_pipeline_that_knows_the_scenes_neither_errs_nor_drifts(corpus, start):
     figures, items, clips = cycle(Oracle(corpus, splits=("dev",)), corpus, start=start)
     assert len(figures["rounds"]) == 3 and "drift" not in figures["rounds"][0]
+    shown = [row for row in rows_of("cycle", to_json(figures)) if row.path[0] == "rounds"]
+    assert len({row.label for row in shown}) == len(shown) and all(row.control for row in shown)
     for number, part in enumerate(figures["rounds"]):
         for found in [part["scene"], *([part["drift"]] if number else [])]:
             assert found["similarity"].value == found["events_f1"].value == 1

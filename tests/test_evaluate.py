@@ -163,6 +163,7 @@ def scripted(corpus, monkeypatch, tmp_path):
                 f"--config.seed={SEED}",
                 "--config.evaluators.codec.use=",
                 "--config.evaluators.unseen.use=",
+                "--config.evaluators.caption_questions.use=",
                 "--config.evaluators.understanding.scenes=5",
                 "--config.evaluators.rendering.digits=3",
                 "--config.evaluators.rendering.letters=0",

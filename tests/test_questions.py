@@ -16,6 +16,8 @@ from bagpiper_jax.evaluation.question_probe import (
     question_probe,
     same_answer,
 )
+from bagpiper_jax.evaluation.tables import rows_of
+from bagpiper_jax.evaluation.workdir import to_json
 from bagpiper_jax.input_pipeline.packed_scenes import PackedScenes, load_corpus
 from bagpiper_jax.input_pipeline.packing import RowShape
 from bagpiper_jax.input_pipeline.scenes import (
@@ -256,6 +258,8 @@ def test_perfect_and_broken_answers(corpus, labels):
     assert broken["accuracy"]["all"].value == pytest.approx(share)
     assert broken["control"]["accuracy"]["all"].value == pytest.approx(share)
     assert broken["majority"]["all"].value >= broken["accuracy"]["all"].value
+    shown = list(rows_of("questions", to_json(figures)))
+    assert all(row.control for row in shown if row.path[0] == "accuracy")
     for name, figure in figures["accuracy"].items():
         assert figure.low <= figure.value <= figure.high, name
     with pytest.raises(UserError, match="two scenes"):

@@ -82,12 +82,12 @@ def from_config_dict(config: ConfigDict) -> EvaluationConfig:
       UserError: see `load_config`.
     """
     values = config.to_dict()
-    names = [field.name for field in dataclasses.fields(EvaluationConfig)]
+    audio = values.pop("audio", {})
+    names = [f.name for f in dataclasses.fields(EvaluationConfig) if f.name != "audio"]
     wrong = sorted({*names} ^ {*values})
     if wrong:
         raise UserError(f"config keys {', '.join(wrong)}: there must be {', '.join(names)}")
-    kinds = {"checkpoint": str, "corpus": str, "seed": int, "audio": dict, "evaluators": dict}
-    for name, kind in kinds.items():
+    for name, kind in (("checkpoint", str), ("corpus", str), ("seed", int), ("evaluators", dict)):
         if not isinstance(values[name], kind):
             raise UserError(f"config key {name} must be of type {kind.__name__}")
     instances = (_instance(name, value) for name, value in values["evaluators"].items())
@@ -96,7 +96,7 @@ def from_config_dict(config: ConfigDict) -> EvaluationConfig:
     kept = tuple(sorted((i for i in instances if i), key=lambda i: order.index(i.use)))
     if not kept:
         raise UserError("config key evaluators names none: there is nothing to evaluate")
-    audio = {name: value for name, value in values["audio"].items() if value is not None}
+    audio = {name: value for name, value in audio.items() if value is not None}
     known = [field.name for field in dataclasses.fields(Sampling)]
     if unknown := sorted({*audio} - {*known}):
         raise UserError(f"config key audio.{unknown[0]}: there are {', '.join(known)}")
