@@ -437,6 +437,14 @@ def test_runs_over_the_same_scenes_are_compared_in_pairs(tmp_path, capsys):
     assert "Δ +0.225" in page and capsys.readouterr().out.count("comparison.") == 2
 
 
+def test_figures_that_are_a_list_have_no_control():
+    figures = [{"cfg": 1.5, "wer": {"value": 0.1, "low": 0.0, "high": 0.2, "count": 9}}]
+    (row,) = tables.rows_of("cfg_sweep", figures)
+    assert row.control is None and row.label == "cfg 1.5 / wer"
+    assert tables.at(figures, ("control", "0", "wer")) is None
+    assert tables.at(figures, row.path) == figures[0]["wer"]
+
+
 def test_a_comparison_needs_finished_evaluations(tmp_path):
     good = measured(tmp_path / "good", 20)
     (tmp_path / "empty").mkdir()

@@ -71,7 +71,7 @@ def at(value: Any, path: Sequence[str]) -> Any:
     for key in path:
         if isinstance(value, Mapping):
             value = value.get(key)
-        elif isinstance(value, list) and int(key) < len(value):
+        elif isinstance(value, list) and key.isdigit() and int(key) < len(value):
             value = value[int(key)]
         else:
             return None
