@@ -20,6 +20,7 @@ from bagpiper_jax.tokenizer import Tokenizer
 from bagpiper_jax.vocab import Vocabulary
 
 MARKERS_PER_MESSAGE = 3  # role, modality, end token
+_CAPTION, _THINK, _THOUGHT = "Caption of the audio: ", "<think>", "</think>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +142,34 @@ def drop_condition(example: Example) -> Example:
         loss_mask=example.loss_mask & keep,
         audio=(),
     )
+
+
+def captioned_answer(caption: str, answer: str, plan: str = "") -> str:
+    """The text of an answer that captions first, as in the published dialogues (arXiv 2602.05220).
+
+    Args:
+      caption: of the audio that was asked about.
+      answer: what follows from it.
+      plan: the reasoning between them; "" leaves it out.
+    """
+    thought = [f"{_THINK}\n{plan}\n{_THOUGHT}"] if plan else []
+    return "\n\n".join([_CAPTION + caption, *thought, answer])
+
+
+def split_answer(text: str) -> tuple[str, str]:
+    """(caption, answer) of a text of the assistant, the plan left out.
+
+    The caption is "" where there is none; the answer is "" where the text was cut off before it.
+    """
+    before, ended, answer = text.strip().rpartition(_THOUGHT)
+    head = _CAPTION.strip()
+    if not ended and _THINK in answer:  # cut off in the plan
+        before, answer = answer, ""
+    elif not ended and answer.startswith(head):  # without a plan
+        before, _, answer = answer.partition("\n\n")
+    told = before.partition(_THINK)[0]
+    caption = told.removeprefix(head) if told.startswith(head) else ""
+    return caption.strip(), answer.strip()
 
 
 def encode_prompt(messages: Sequence[Message], vocab: Vocabulary, tokenizer: Tokenizer) -> Example:

@@ -60,6 +60,11 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def is_below(path: str, tops: Sequence[str]) -> bool:
+    """Whether a dotted path is one of some others, or lies below one."""
+    return any(path == top or path.startswith(f"{top}.") for top in tops)
+
+
 def split_below(tree: dict, tops: Sequence[str], key: str) -> tuple[dict, dict]:
     """Nested dicts without, and of, what lies at or below some dotted paths.
 
@@ -70,10 +75,9 @@ def split_below(tree: dict, tops: Sequence[str], key: str) -> tuple[dict, dict]:
       UserError: a path names nothing.
     """
     flat = dotted(tree)
-    below = lambda path, top: path == top or path.startswith(f"{top}.")  # noqa: E731
     for top in tops:
-        if not any(below(path, top) for path in flat):
+        if not any(is_below(path, (top,)) for path in flat):
             parts = sorted({path.split(".")[0] for path in flat})
             raise UserError(f"config key {key}: there is no {top!r}; the parts are {parts}")
-    held = {path: x for path, x in flat.items() if any(below(path, top) for top in tops)}
+    held = {path: x for path, x in flat.items() if is_below(path, tops)}
     return nested({path: x for path, x in flat.items() if path not in held}), nested(held)

@@ -11,9 +11,9 @@ judgements are kept in the file `llm.cache`, so nothing is paid twice.
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 from bagpiper_jax.evaluation.benchmarks.llm import default_llm_config
+from bagpiper_jax.evaluation.config import audio_settings
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -22,11 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.checkpoint = ""  # a release, a run's workdir, what `bagpiper convert --to orbax` wrote
     c.corpus = ""  # of the mini world, which has no part in it
     c.seed = 1  # of sampling, intervals and the choice of items
-    c.audio = ml_collections.ConfigDict()  # of the audio's sampling, in place of the model's
-    for name in ("temperature", "cfg", "top_p"):
-        c.audio[name] = config_dict.placeholder(float)
-    for name in ("top_k", "min_rows", "max_rows"):
-        c.audio[name] = config_dict.placeholder(int)
+    c.audio = audio_settings()  # of the audio's sampling, in place of the model's
     c.evaluators = ml_collections.ConfigDict()
     for name in (
         *("mmau", "air_bench_chat", "audio_bench", "librispeech"),

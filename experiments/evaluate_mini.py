@@ -1,20 +1,21 @@
-"""What is measured of a mini model on held-out scenes: a quarter of an hour on two cores.
+"""What is measured of a mini model on held-out scenes.
 
     bagpiper evaluate --workdir runs/figures
-    bagpiper evaluate --config experiments/evaluate_mini.py:full --workdir runs/figures
+    bagpiper evaluate --config experiments/evaluate_mini.py:full --workdir runs/full
     bagpiper evaluate --config experiments/evaluate_mini.py:quick --workdir runs/quick
-    bagpiper evaluate --workdir runs/figures --config.checkpoint=my_model \\
+    bagpiper evaluate --workdir runs/mine --config.checkpoint=my_model \\
         --config.evaluators.understanding.scenes=500 --config.evaluators.cfg_sweep.use=
 
-"full" has cycles of captions and audio too, and more judges of quality: it needs the extra `probes`
-and hours. The same command goes on where it was killed. docs/evaluation.md says what every figure
+"full" has cycles of captions and audio too, and more judges of quality: it needs the extra
+`probes`. The same command goes on where it was killed. docs/evaluation.md says what every figure
 means.
 """
 
 import os
 
 import ml_collections
-from ml_collections import config_dict
+
+from bagpiper_jax.evaluation.config import audio_settings
 
 SIZES = ("scenes", "full", "quick")
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -32,11 +33,7 @@ def get_config(size: str = "scenes") -> ml_collections.ConfigDict:
     c.seed = 2 if quick else 1
 
     # of the audio's sampling, in place of the checkpoint's own
-    c.audio = ml_collections.ConfigDict()
-    for name in ("temperature", "cfg", "top_p"):
-        c.audio[name] = config_dict.placeholder(float)
-    for name in ("top_k", "min_rows", "max_rows"):
-        c.audio[name] = config_dict.placeholder(int)
+    c.audio = audio_settings()
 
     # name of the figures → `use`, an evaluator of evaluation/registry.py (empty: left out), and its
     # settings

@@ -14,7 +14,7 @@ the words: without it, reading did not begin within 2,500 steps. "list" (half an
 sounds, music, rooms and noise under captions as bare, most words under a sound. "scenes" (three
 quarters of an hour) is the whole world of scenes and rich captions, both directions alike, since
 what there is to learn of captions as text is learned with them. "mixture" (25 minutes) has the
-published mixture and lets the rate fall to its end. "dialogues" (20 minutes) goes on to questions
+published mixture and lets the rate fall to its end. "dialogues" goes on to questions
 about scenes and requests for them, each answered after a caption (caption-then-process), without
 forgetting what came before; the embedded model was made by the other four. Settings are ours
 unless marked (paper): arXiv 2602.05220, or (reference): ESPnet SpeechLM.

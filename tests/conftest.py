@@ -118,3 +118,11 @@ def finished(tmp_path_factory):
         patch.setattr(assets, "_TOKENIZER_CAPTIONS", 2_000)
         patch.setattr(assets, "_CODEC_SCENES", 100)
         return workdir, train(settings(), workdir)
+
+
+@pytest.fixture
+def no_proxy(monkeypatch):
+    """For tests that talk to an endpoint of this machine."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)

@@ -8,7 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bagpiper_jax.conversation import Message, encode_conversation
+from bagpiper_jax.conversation import (
+    Message,
+    captioned_answer,
+    encode_conversation,
+    split_answer,
+)
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation.caption_reader import read_answer
 from bagpiper_jax.evaluation.question_probe import (
@@ -27,11 +32,10 @@ from bagpiper_jax.input_pipeline.scenes import (
     plan_scene,
     render_scene,
     request,
-    split_answer,
     turns,
 )
 from bagpiper_jax.input_pipeline.scenes.questions import WORDINGS
-from bagpiper_jax.input_pipeline.scenes.tasks import DIALOGUES, captioned_answer
+from bagpiper_jax.input_pipeline.scenes.tasks import DIALOGUES
 from bagpiper_jax.release import MINI, load_assets
 
 CORPUS = str(Path(__file__).parents[1] / "data" / "mini")
@@ -133,6 +137,10 @@ def test_an_answer_is_told_from_its_caption():
     )
     assert split_answer(" yes ") == ("", "yes")
     assert split_answer("Caption of the audio: A bell. It") == ("A bell. It", "")
+    planned = captioned_answer("A bell.", "yes", "- Intent: to know\n\n- Plan: to say")
+    assert split_answer(planned) == ("A bell.", "yes")
+    assert split_answer(planned[: planned.index("</think>")]) == ("A bell.", "")
+    assert split_answer("<think>\nIt rings.\n</think>\n\nyes") == ("", "yes")
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -7,7 +7,7 @@ language model is asked), `count` how many items are drawn (0: all).
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bagpiper_jax.errors import UserError
@@ -131,18 +131,16 @@ def librispeech_tts(
     count: int = 0,
 ) -> Outcome:
     """LibriSpeech's sentences, spoken by the model; `recogniser`: directory of a Whisper."""
-    return Outcome(
-        *tts.librispeech_tts(
-            context.pipeline,
-            _path(data),
-            Whisper(max_new_tokens=_MAX_WORDS, path=recogniser or None),
-            subset=subset,
-            template=template,
-            modalities=modalities,
-            repeats=repeats,
-            count=count,
-            seed=context.seed,
-        )
+    return _spoken(
+        context,
+        tts.librispeech_tts,
+        data,
+        recogniser,
+        subset=subset,
+        template=template,
+        modalities=modalities,
+        repeats=repeats,
+        count=count,
     )
 
 
@@ -157,20 +155,27 @@ def seed_tts_eval(
     repeats: int = 3,
     count: int = 0,
 ) -> Outcome:
-    """Seed-TTS-Eval's sentences, spoken by the model."""
-    return Outcome(
-        *tts.seed_tts_eval(
-            context.pipeline,
-            _path(data),
-            Whisper(max_new_tokens=_MAX_WORDS, path=recogniser or None, language=language),
-            language=language,
-            template=template,
-            modalities=modalities,
-            repeats=repeats,
-            count=count,
-            seed=context.seed,
-        )
+    """Seed-TTS-Eval's sentences, spoken by the model; `recogniser`: directory of a Whisper."""
+    return _spoken(
+        context,
+        tts.seed_tts_eval,
+        data,
+        recogniser,
+        language=language,
+        template=template,
+        modalities=modalities,
+        repeats=repeats,
+        count=count,
     )
+
+
+def _spoken(
+    context: Context, benchmark: Callable[..., tuple], data: str, recogniser: str, **settings: Any
+) -> Outcome:
+    language = settings.get("language", "en")
+    ears = Whisper(max_new_tokens=_MAX_WORDS, path=recogniser or None, language=language)
+    found = benchmark(context.pipeline, _path(data), ears, seed=context.seed, **settings)
+    return Outcome(*found)
 
 
 def _path(data: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from bagpiper_jax.config_file import read_config_file
 from bagpiper_jax.errors import UserError
@@ -62,6 +62,15 @@ def experiment(name: str) -> str:
     if not path.is_file():
         raise UserError(f"there is no {path}: name a config with --config FILE")
     return str(path)
+
+
+def audio_settings() -> ConfigDict:
+    """The section `audio` of a config: every setting of the sampling, none of them given."""
+    kinds = {"float": float, "int": int}
+    section = ConfigDict()
+    for field in dataclasses.fields(Sampling):
+        section[field.name] = config_dict.placeholder(kinds[field.type])
+    return section
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> EvaluationConfig:

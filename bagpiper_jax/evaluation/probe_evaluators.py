@@ -8,41 +8,21 @@ from bagpiper_jax.evaluation.embeddings import Sentences
 from bagpiper_jax.evaluation.quality_probe import load_judges, quality_probe
 from bagpiper_jax.evaluation.question_probe import caption_question_probe, question_probe
 from bagpiper_jax.evaluation.request_probe import request_probe
-from bagpiper_jax.evaluation.scene_evaluators import first_clips
+from bagpiper_jax.evaluation.scene_evaluators import first_clips, of_text
 
 
 def questions(
     context: Context, *, split: str = "test_a", profile: str = "scene", scenes: int = 500
 ) -> Outcome:
     """Questions about clips, answered by the model: see `question_probe`."""
-    return Outcome(
-        *question_probe(
-            context.pipeline,
-            context.corpus,
-            context.sampling["text"],
-            split=split,
-            profile=profile,
-            count=scenes,
-            seed=context.seed,
-        )
-    )
+    return of_text(context, question_probe, split, profile, scenes)
 
 
 def caption_questions(
     context: Context, *, split: str = "test_a", profile: str = "scene", scenes: int = 500
 ) -> Outcome:
     """The same questions, answered from the model's captions: see `caption_question_probe`."""
-    return Outcome(
-        *caption_question_probe(
-            context.pipeline,
-            context.corpus,
-            context.sampling["text"],
-            split=split,
-            profile=profile,
-            count=scenes,
-            seed=context.seed,
-        )
-    )
+    return of_text(context, caption_question_probe, split, profile, scenes)
 
 
 def requests(

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bagpiper_jax.conversation import split_answer
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation.caption_reader import read_answer
 from bagpiper_jax.evaluation.mini_probes import in_chunks, words_and_events_right
@@ -24,7 +25,6 @@ from bagpiper_jax.input_pipeline.scenes import (
     parse_caption,
     plan_scene,
     render_scene,
-    split_answer,
 )
 from bagpiper_jax.input_pipeline.scenes.questions import OF_WORDS
 

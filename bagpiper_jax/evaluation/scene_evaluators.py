@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,15 @@ def understanding(
     context: Context, *, split: str = "test_a", profile: str = "scene", scenes: int = 300
 ) -> Outcome:
     """Captions of held-out scenes against the scenes: see `understanding_probe`."""
+    return of_text(context, understanding_probe, split, profile, scenes)
+
+
+def of_text(
+    context: Context, probe: Callable[..., tuple], split: str, profile: str, scenes: int
+) -> Outcome:
+    """What a probe finds that needs a pipeline, scenes and the sampling of text, and no more."""
     return Outcome(
-        *understanding_probe(
+        *probe(
             context.pipeline,
             context.corpus,
             context.sampling["text"],

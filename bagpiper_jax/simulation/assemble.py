@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from bagpiper_jax.conversation import captioned_answer
 from bagpiper_jax.simulation.client import Unusable
 from bagpiper_jax.simulation.config import DIRECTIONS, Settings
 from bagpiper_jax.simulation.requests import GENERATION
@@ -32,12 +33,11 @@ def understanding_dialogue(
     request: str, trace: Mapping[str, str], caption: str, answer: str, audio: str
 ) -> list[Message]:
     """The messages of a question about a recording: three, the first one audio."""
-    parts = [f"- {PARTS[name]}: {text}" for name, text in trace.items()]
-    thought = "<think>\n" + "\n".join(parts) + "\n</think>"
+    plan = "\n".join(f"- {PARTS[name]}: {text}" for name, text in trace.items())
     return [
         ["user", "audio", audio],
         ["user", "text", request],
-        ["assistant", "text", f"Caption of the audio: {caption}\n\n{thought}\n\n{answer}"],
+        ["assistant", "text", captioned_answer(caption, answer, plan)],
     ]
 
 

@@ -21,6 +21,7 @@ from bagpiper_jax.input_pipeline.scenes.tasks import DIALOGUES
 from bagpiper_jax.modeling.config import BagpiperConfig, changed, get_config
 from bagpiper_jax.modeling.layers import REMAT
 from bagpiper_jax.ops.flash_attention import BACKENDS
+from bagpiper_jax.trees import is_below
 
 FLOATS = ("float32", "bfloat16")
 
@@ -258,7 +259,7 @@ def _check(run: RunConfig) -> None:
         raise UserError(f"config key data.mixture must weigh some of {tasks}: {run.data.mixture}")
     if run.init_parts and not run.init_from:
         raise UserError("config key init_parts: name the weights to take them of in init_from")
-    random = [path for path in run.frozen if not _taken(path, run.init_parts)]
+    random = [path for path in run.frozen if not is_below(path, run.init_parts)]
     if run.init_parts and random:
         raise UserError(
             f"config key frozen: {random[0]} would stay random, it is not in init_parts"
@@ -299,10 +300,6 @@ def _check(run: RunConfig) -> None:
             raise UserError(f"config key {key}: there is no {path}")
 
 
-def _taken(path: str, parts: Sequence[str]) -> bool:
-    return any(path == part or path.startswith(f"{part}.") for part in parts)
-
-
 # keys that runs of version 0.1.0 did not have, and what they did
 _LATER = {"data.sets": [], "init_parts": []}  # model_changes are one key each, or none
 # what may change between the parts of a run: the numbers do not depend on it, but for rounding
@@ -326,7 +323,6 @@ def claim_workdir(workdir: str, run: RunConfig, *, must_resume: bool = False) ->
         and must.
     """
     path = os.path.join(workdir, "config.json")
-    mine = json.loads(json.dumps(dataclasses.asdict(run)))
     if os.path.exists(path):
         try:
             with open(path, encoding="utf-8") as f:
@@ -346,7 +342,7 @@ def claim_workdir(workdir: str, run: RunConfig, *, must_resume: bool = False) ->
     if must_resume:
         raise UserError(f"{workdir} holds no run to resume: leave out --resume to start one")
     make_directory(workdir)
-    write_json(path, mine)
+    write_json(path, dataclasses.asdict(run))
 
 
 def _flat(values: dict, prefix: str = "") -> dict:

@@ -1,7 +1,6 @@
 """What the model under test answers and speaks: conversations in, replies and sounds out.
 
-A reply of the published dialogues is "Caption of the audio: …", then `<think>…</think>`, then the
-answer; only the answer is scored.
+A reply may caption and reason first (`conversation.captioned_answer`); only the answer is scored.
 """
 
 from __future__ import annotations
@@ -13,13 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from bagpiper_jax.audio import SAMPLE_RATE
-from bagpiper_jax.conversation import Message
+from bagpiper_jax.conversation import Message, split_answer
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation.benchmarks.item import Item, load_clip
 from bagpiper_jax.evaluation.mini_probes import in_chunks
-
-THOUGHT_ENDS = "</think>"
-CAPTION_BEGINS = "Caption of the audio:"
 
 
 class Generator(Protocol):
@@ -54,11 +50,7 @@ class Reply:
 
     @property
     def answer(self) -> str:
-        before, ended, after = self.output.rpartition(THOUGHT_ENDS)
-        if ended:
-            return after.strip()
-        cut_off = "<think>" in after or after.lstrip().startswith(CAPTION_BEGINS)
-        return "" if cut_off else after.strip()
+        return split_answer(self.output)[1]
 
 
 def item_fields(benchmark: str, item: Item, prompt: str, reply: Reply, seed: int) -> dict[str, Any]:

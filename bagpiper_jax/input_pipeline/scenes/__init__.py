@@ -9,7 +9,7 @@ from bagpiper_jax.input_pipeline.scenes.compose import plan_scene, render_scene,
 from bagpiper_jax.input_pipeline.scenes.corpus import Clip, Corpus
 from bagpiper_jax.input_pipeline.scenes.questions import Question, ask, request
 from bagpiper_jax.input_pipeline.scenes.scene import PROFILE_NAMES, Bed, Event, Scene
-from bagpiper_jax.input_pipeline.scenes.tasks import TASKS, split_answer, turns
+from bagpiper_jax.input_pipeline.scenes.tasks import TASKS, turns
 
 __all__ = [
     "PROFILE_NAMES",
@@ -26,7 +26,6 @@ __all__ = [
     "plan_scene",
     "render_scene",
     "request",
-    "split_answer",
     "train_captions",
     "truth",
     "turns",

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from bagpiper_jax.conversation import captioned_answer
 from bagpiper_jax.input_pipeline.scenes.captions import TERSE
 from bagpiper_jax.input_pipeline.scenes.questions import ask, request
 from bagpiper_jax.input_pipeline.scenes.scene import Scene, generator
@@ -26,7 +27,6 @@ DIALOGUES = (
 )
 _QUESTIONS = 845 / (845 + 1470)  # of all dialogues (arXiv 2602.05220)
 TASKS = (*BASE_TASKS, *DIALOGUES)
-_BEFORE_ANSWER = "Caption of the audio: "
 
 
 class Turn(NamedTuple):
@@ -77,16 +77,3 @@ def turns(task: str, scene: Scene, labels: Sequence[str]) -> list[Turn]:
         case "request_direct":
             return [Turn("user", "text", request(scene)), sound]
     raise ValueError(f"task {task!r} is none of {TASKS}")
-
-
-def captioned_answer(caption: str, answer: str) -> str:
-    """The answer after its caption, in one message."""
-    return f"{_BEFORE_ANSWER}{caption}\n\n{answer}"
-
-
-def split_answer(text: str) -> tuple[str, str]:
-    """(caption, answer) of such a message; the caption is empty where there is none."""
-    if not text.startswith(_BEFORE_ANSWER):
-        return "", text.strip()
-    caption, _, answer = text.removeprefix(_BEFORE_ANSWER).partition("\n\n")
-    return caption.strip(), answer.strip()
