@@ -64,6 +64,19 @@ def file_fingerprint(path: str) -> str:
         raise UserError(f"cannot read {path}: {e.strerror}") from e
 
 
+def tree_fingerprint(path: str) -> str | None:
+    """SHA-256 of the names and sizes of the files below a directory, or of one file's size.
+
+    Nothing is read: a file that is rewritten at its old length is not noticed. None where there
+    is nothing.
+    """
+    if not os.path.exists(path):
+        return None
+    files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+    sizes = sorted((os.path.relpath(f, path), os.lstat(f).st_size) for f in files or [path])
+    return hashlib.sha256(repr(sizes).encode()).hexdigest()
+
+
 def _codec_fingerprint(path: str) -> str:
     """Of a `codec.npz` its bytes; of an X-codec its weights, in whatever form they are stored."""
     if os.path.basename(path) != "xcodec.json":

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -84,8 +85,23 @@ class Checkpoints:
         finally:
             self._manager.close()
             if self._failed:
-                for partial in glob.glob(f"{glob.escape(self._directory)}/*.orbax-checkpoint-tmp*"):
-                    discard(partial)
+                self._discard_partial()
+
+    def _discard_partial(self) -> None:
+        """Removes half-written checkpoints, until none has come back for a second.
+
+        Writes of a save that has failed go on in threads of tensorstore, which nobody can join and
+        which make their directories anew.
+        """
+        away = 0
+        for _ in range(100):
+            partial = glob.glob(f"{glob.escape(self._directory)}/*.orbax-checkpoint-tmp*")
+            for path in partial:
+                discard(path)
+            away = 0 if partial else away + 1
+            if away == 10:
+                return
+            time.sleep(0.1)
 
     @property
     def latest_step(self) -> int | None:

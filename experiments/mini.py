@@ -24,7 +24,7 @@ import os
 
 import ml_collections
 
-STAGES = ("words", "list", "scenes", "mixture", "dialogues")
+STAGES = ("words", "list", "scenes", "mixture", "longer", "dialogues")
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -106,6 +106,15 @@ def get_config(stage: str = "mixture") -> ml_collections.ConfigDict:
         c.data.profile = "crowded_full"  # lists go on among captions
         c.data.mixture = {"text_to_audio": 1.0, "audio_to_text": 1.0, "text_only": 0.0}
         c.data.windows = 24
+    elif stage == "longer":
+        c.seed = 11  # other scenes than before
+        c.steps = 3600
+        c.optimizer.peak_lr = 1e-3
+        # rendering is what is learned last; questions about captions teach to read them
+        c.data.mixture = {"text_to_audio": 1.5, "audio_to_text": 1.0, "text_question": 0.3}
+        c.data.windows = 16
+        c.sample_every = 1200
+        c.keep_every = 600
     elif stage == "dialogues":
         c.steps = 1000
         c.optimizer.warmup_steps = 50

@@ -1,5 +1,6 @@
 """The benchmarks with a scripted model and a local judge."""
 
+import asyncio
 import json
 import re
 
@@ -29,6 +30,7 @@ from bagpiper_jax.evaluation.benchmarks.audio_bench import audio_bench
 from bagpiper_jax.evaluation.benchmarks.choices import official_match, strict_choice
 from bagpiper_jax.evaluation.benchmarks.generation import Reply
 from bagpiper_jax.evaluation.benchmarks.librispeech import librispeech
+from bagpiper_jax.evaluation.benchmarks.llm import ask_all
 from bagpiper_jax.evaluation.benchmarks.mmau import mmau, mmau_figures
 from bagpiper_jax.evaluation.benchmarks.published import published
 from bagpiper_jax.evaluation.benchmarks.tts import librispeech_tts
@@ -349,6 +351,17 @@ def test_an_endpoint_that_is_down_keeps_what_was_answered(tmp_path):
         figures, _ = air_bench_chat(model, data, llm=llm, judgements=1)
         assert len(server.requests) == asked + 3  # the first answer is not asked for twice
     assert figures["score"].value == 5
+
+
+def test_judges_are_asked_from_a_notebook_too(tmp_path):
+    """There a loop runs already in the thread that asks."""
+
+    async def cell():
+        return ask_all(make_llm(server, tmp_path), [("good?", 0), ("bad?", 0)], str, "answers")
+
+    with Misbehaving(always=lambda prompt: f"{prompt} yes") as server:
+        said = asyncio.run(cell())
+    assert [one.value for one in said] == ["good? yes", "bad? yes"]
 
 
 def test_settings_of_the_judge(tmp_path):

@@ -311,6 +311,20 @@ def test_a_workdir_of_something_else_is_refused(scripted, tmp_path):
     assert more["unseen"]["split"] == "test_b"
 
 
+def test_figures_of_a_benchmark_go_with_its_files(tmp_path):
+    data = tmp_path / "data"
+    (data / "audio").mkdir(parents=True)
+    (data / "audio" / "a.wav").write_bytes(b"four")
+    done = str(tmp_path), "asked", "mmau_mini", {"data": str(data)}
+    workdir.write_outcome(*done, Outcome({"accuracy": 0.5}))
+    assert workdir.read_outcome(*done) == {"accuracy": 0.5}
+    (data / "audio" / "a.wav").write_bytes(b"more than four")
+    with pytest.raises(UserError, match=r"asked\.json was made with other files in .*data: name"):
+        workdir.read_outcome(*done)
+    shutil.rmtree(data)  # to make a table nobody needs the recordings
+    assert workdir.read_outcome(*done) == {"accuracy": 0.5}
+
+
 def test_two_evaluations_in_one_workdir_are_refused(scripted, tmp_path):
     with Journal(tmp_path / "out" / "outputs.jsonl"), pytest.raises(UserError, match="another pro"):
         scripted.run(tmp_path / "out")

@@ -19,7 +19,7 @@ from bagpiper_jax.evaluation import asr, text_metrics
 from bagpiper_jax.evaluation.context import Context, Outcome
 from bagpiper_jax.evaluation.sampling_choice import sampling_source
 from bagpiper_jax.files import make_directory, write_json
-from bagpiper_jax.fingerprints import file_fingerprint
+from bagpiper_jax.fingerprints import file_fingerprint, tree_fingerprint
 from bagpiper_jax.json_lines import write_rows
 from bagpiper_jax.release import (
     CODEC_FILE,
@@ -125,6 +125,8 @@ def _files(context: Context, weights: str) -> dict[str, str]:
     found = {os.path.basename(p): file_fingerprint(p) for p in paths if os.path.isfile(p)}
     if os.path.isfile(os.path.join(context.checkpoint, XCODEC_FILE)):
         found["xcodec"] = xcodec_fingerprint(context.checkpoint)
+    if recordings := tree_fingerprint(context.corpus_dir):
+        found["recordings"] = recordings
     return {"weights": weights, **found}
 
 
@@ -138,6 +140,12 @@ def read_outcome(workdir: str, name: str, use: str, settings: dict[str, Any]) ->
     done = read_json(path)
     if done is None:
         return None
+    files = tree_fingerprint(settings.get("data", ""))
+    if files and files != done.get("data"):  # figures may outlive the data
+        raise UserError(
+            f"{path} was made with other files in {settings.get('data')}: name another workdir, or "
+            "delete this file"
+        )
     then, now = ({"use": u, **s} for u, s in ((done["use"], done["settings"]), (use, settings)))
     changed = [
         f"{key}={then.get(key)} (not {now.get(key)})"
@@ -168,7 +176,12 @@ def write_outcome(
     write_rows(os.path.join(workdir, f"{name}.jsonl"), map(to_json, outcome.items))
     sums = {"/".join(path): value.sums._asdict() for path, value in _ratios(outcome.figures)}
     write_json(os.path.join(workdir, f"{name}.sums.json"), sums)
-    done = {"use": use, "settings": settings, "figures": to_json(outcome.figures)}
+    done = {
+        "use": use,
+        "settings": settings,
+        "data": tree_fingerprint(settings.get("data", "")),
+        "figures": to_json(outcome.figures),
+    }
     write_json(os.path.join(workdir, f"{name}.json"), done)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 from ml_collections import ConfigDict
@@ -108,7 +109,13 @@ def ask_all(
       UserError: the endpoint cannot be asked, does not answer, or the budget is spent; what was
         answered is kept.
     """
-    return asyncio.run(_ask_all(llm, prompts, check, name))
+    asking = _ask_all(llm, prompts, check, name)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(asking)
+    with ThreadPoolExecutor(1) as pool:  # a notebook's loop runs in this thread already
+        return pool.submit(asyncio.run, asking).result()
 
 
 async def _ask_all(llm: LLM, prompts, check, name) -> list[Said]:
