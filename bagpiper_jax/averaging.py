@@ -13,7 +13,7 @@ from bagpiper_jax.fingerprints import CODECS, TOKENIZERS, find_file, fingerprint
 from bagpiper_jax.release import load_weights, read_config, weight_shapes
 
 
-def average_weights(directories: Sequence[str]) -> Any:
+def average_weights(directories: Sequence[str], step: int | None = None) -> Any:
     """The mean of the weights of releases or runs that one training has led to.
 
     Weights that a training goes through with a rate that falls and rises again lie around a
@@ -21,6 +21,7 @@ def average_weights(directories: Sequence[str]) -> Any:
 
     Args:
       directories: one or more; one that is named twice counts twice.
+      step: of the first one's checkpoint; None: its latest.
 
     Returns:
       a nested dict of float32 arrays.
@@ -31,7 +32,7 @@ def average_weights(directories: Sequence[str]) -> Any:
     first, shapes = directories[0], weight_shapes(read_config(directories[0]))
     for directory in directories[1:]:
         _check_alike(first, directory)
-    total = load_weights(first, shapes)
+    total = load_weights(first, shapes, step)
     for directory in directories[1:]:
         total = jax.tree.map(jnp.add, total, load_weights(directory, shapes))
     return jax.tree.map(lambda x: x / len(directories), total)

@@ -104,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     release.set_defaults(command=_release)
     release.add_argument("workdir", help="of the run")
     release.add_argument("out", help="directory to write")
+    release.add_argument("--step", type=int, help="of a kept checkpoint (default: the latest)")
     release.add_argument(
         "--average",
         action="append",
@@ -256,10 +257,11 @@ def _release(args) -> None:
 
     check_vacant(args.out)
     assets = load_assets(args.workdir)
-    weights = average_weights([args.workdir, *args.average])
+    weights = average_weights([args.workdir, *args.average], args.step)
     save_release(args.out, weights, assets)
-    # sampling was chosen for the weights of one run, not for a mean
-    chosen = () if args.average else ("sampling.json", "sampling_trials.json")
+    # sampling was chosen for the latest weights of one run, not for a mean
+    earlier = args.average or args.step is not None
+    chosen = () if earlier else ("sampling.json", "sampling_trials.json")
     copy_notes(args.workdir, args.out, (*chosen, "metrics.jsonl"))
     size = sum(os.path.getsize(os.path.join(args.out, f)) for f in os.listdir(args.out))
     print(f"{args.out}: {size / 2**20:.1f} MB")

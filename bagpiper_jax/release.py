@@ -189,19 +189,23 @@ def weight_shapes(config: BagpiperConfig) -> Any:
     return nnx.to_pure_dict(nnx.state(Bagpiper.abstract(config), nnx.Param))
 
 
-def load_weights(directory: str, params: Any) -> Any:
-    """Weights of a release, or of a run's latest checkpoint, as float32.
+def load_weights(directory: str, params: Any, step: int | None = None) -> Any:
+    """Weights of a release, or of a run's checkpoint, as float32.
 
     Args:
       directory: a release or a workdir.
       params: a tree of arrays or shapes that the weights must fit.
+      step: of a run's checkpoint; None: its latest.
 
     Raises:
-      UserError: no weights, a truncated file, or missing, unexpected or misshapen tensors.
+      UserError: no weights, or none of that step, a truncated file, or missing, unexpected or
+        misshapen tensors.
     """
     path = os.path.join(directory, WEIGHTS_FILE)
     if not os.path.exists(path):
-        return restore_weights(directory, params)
+        return restore_weights(directory, params, step)
+    if step is not None:
+        raise UserError(f"{directory} is a release: it has no checkpoint of step {step}")
     tensors = _load_tensors(path)
     wrong = mismatches(dotted(params), tensors)
     if wrong:

@@ -248,13 +248,16 @@ def has_checkpoint(workdir: str) -> bool:
     return os.path.isdir(directory) and any(name.isdigit() for name in os.listdir(directory))
 
 
-def restore_weights(workdir: str, params: Any) -> Any:
-    """Weights alone of a run's latest checkpoint, in the shapes, types and shardings of `params`.
+def restore_weights(workdir: str, params: Any, step: int | None = None) -> Any:
+    """Weights alone of a run's checkpoint, in the shapes, types and shardings of `params`.
+
+    Args:
+      step: of the checkpoint; None: the latest.
 
     Raises:
-      UserError: there is no checkpoint, or it is of another model.
+      UserError: there is no such checkpoint, or it is of another model.
     """
-    path = os.path.join(_latest(workdir), "weights")
+    path = os.path.join(_checkpoint(workdir, step), "weights")
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(path, _abstract(params))
@@ -416,7 +419,7 @@ def open_sliced(workdir: str, item: str = "weights") -> dict[str, SlicedArray]:
     Raises:
       UserError: there is no checkpoint, or not this item in it, or it is damaged.
     """
-    directory = _latest(workdir)
+    directory = _checkpoint(workdir)
     path = os.path.join(directory, item)
     if not os.path.isdir(path):
         raise UserError(f"{directory} holds no {item}")
@@ -460,13 +463,17 @@ def _opened(path: str, name: str) -> SlicedArray:
     return SlicedArray(tuple(store.shape), store.dtype.numpy_dtype, cut)
 
 
-def _latest(workdir: str) -> str:
-    """Directory of the latest whole checkpoint."""
+def _checkpoint(workdir: str, step: int | None = None) -> str:
+    """Directory of a whole checkpoint, the latest or that of a step."""
     directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
     if not os.path.isdir(directory):
         raise UserError(f"{workdir} holds no checkpoints")
     with ocp.CheckpointManager(directory) as manager:
-        step = manager.latest_step()
-    if step is None:
+        steps = sorted(manager.all_steps())
+    if not steps:
         raise UserError(f"{workdir} holds no whole checkpoint yet")
-    return os.path.join(directory, str(step))
+    if step is not None and step not in steps:
+        raise UserError(
+            f"{workdir} has no checkpoint of step {step}, only of {', '.join(map(str, steps))}"
+        )
+    return os.path.join(directory, str(steps[-1] if step is None else step))

@@ -142,6 +142,24 @@ def test_release_of_a_mean(finished, tmp_path, capsys):
     assert not os.path.exists(tmp_path / "no")
 
 
+def test_release_of_an_earlier_step(finished, tmp_path, capsys):
+    workdir, state = finished
+    shapes = weight_shapes(load_assets(workdir).config)
+    kept = sorted(map(int, os.listdir(os.path.join(workdir, "checkpoints"))))
+    assert len(kept) == 2
+    out = [str(tmp_path / str(step)) for step in kept]
+    for step, directory in zip(kept, out, strict=True):
+        assert main(["release", workdir, directory, "--step", str(step)]) == 0
+    loaded = [load_weights(directory, shapes) for directory in out]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-8), loaded[1], state.params)
+    moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), *loaded)
+    assert max(jax.tree.leaves(moved)) > 1e-4  # a step of training between the two
+    assert main(["release", workdir, str(tmp_path / "no"), "--step", "1234567"]) == 2
+    assert f"no checkpoint of step 1234567, only of {kept[0]}, {kept[1]}" in capsys.readouterr().err
+    assert main(["release", out[0], str(tmp_path / "no"), "--step", "1"]) == 2
+    assert "is a release" in capsys.readouterr().err and not os.path.exists(tmp_path / "no")
+
+
 def test_start_from_a_run_takes_its_weights_and_assets(finished, tmp_path):
     workdir, state = finished
     other = str(tmp_path / "run")
