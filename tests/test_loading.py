@@ -16,7 +16,6 @@ from flax import nnx
 from tiny_xcodec import CONFIG as CODEC
 
 import bagpiper_jax as bp
-from bagpiper_jax import store
 from bagpiper_jax.cli import main
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import write_directory
@@ -30,7 +29,7 @@ from bagpiper_jax.porting.sources import LazyTensor, open_checkpoint
 from bagpiper_jax.porting.writers import write_safetensors
 from bagpiper_jax.release import load_xcodec
 from bagpiper_jax.sharding import RULES, logical_axes, parameter_shardings
-from bagpiper_jax.store import SlicedArray, open_sliced, write_sliced
+from bagpiper_jax.store import SlicedArray, open_sliced, parts, write_sliced
 from bagpiper_jax.trees import dotted
 
 
@@ -291,7 +290,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 
 def test_an_interrupted_write_stops_at_once_and_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "_CHUNK_BYTES", 12)
+    monkeypatch.setattr(parts, "_CHUNK_BYTES", 12)
     asked = []
 
     def cut(index):
@@ -308,7 +307,7 @@ def test_an_interrupted_write_stops_at_once_and_leaves_nothing(tmp_path, monkeyp
 
 
 def test_sliced_arrays_in_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "_CHUNK_BYTES", 200)
+    monkeypatch.setattr(parts, "_CHUNK_BYTES", 200)
     rng, asked, written = np.random.default_rng(0), [], []
     narrow = rng.standard_normal((8, 12), np.float32)  # halves of both axes: 4 x 12, 192 bytes
     wide = rng.standard_normal((3, 10, 8), np.float32)  # one layer of 5 x 8, 160 bytes
@@ -340,7 +339,7 @@ def test_devices_read_little_besides_their_own(shape, most):
     asked = read = stored = whole = 0
     for path, leaf in state.items():
         array = SlicedArray(leaf.shape, np.dtype(ml_dtypes.bfloat16), None)
-        chunk = store._chunks(array)
+        chunk = parts._chunks(array)
         counts = [-(-n // c) for n, c in zip(leaf.shape, chunk, strict=True)]
         whole += array.nbytes
         stored += np.prod(counts) * np.prod(chunk) * 2
