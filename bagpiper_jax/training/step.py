@@ -167,7 +167,7 @@ def make_train_step(
     def step(state: TrainState, batches: Batch):
         trained, held = split_frozen(state.params, frozen)
         value, sums, grads = gradients(trained, held, batches)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         new = optax.apply_updates(trained, updates)
