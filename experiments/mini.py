@@ -1,4 +1,4 @@
-"""A small Bagpiper that learns the embedded real corpus on two CPU cores, in five stages.
+"""A small Bagpiper that learns the embedded real corpus on two CPU cores, in six stages.
 
     bagpiper train --config experiments/mini.py:words --workdir runs/words
     bagpiper train --config experiments/mini.py:list --config.init_from=runs/words \\
@@ -6,7 +6,9 @@
     bagpiper train --config experiments/mini.py:scenes --config.init_from=runs/list \\
         --workdir runs/scenes
     bagpiper train --config experiments/mini.py --config.init_from=runs/scenes --workdir runs/mini
-    bagpiper train --config experiments/mini.py:dialogues --config.init_from=runs/mini \\
+    bagpiper train --config experiments/mini.py:longer --config.init_from=runs/mini \\
+        --workdir runs/longer
+    bagpiper train --config experiments/mini.py:dialogues --config.init_from=runs/longer \\
         --workdir runs/dialogues
 
 "words" (a quarter of an hour) hears and says one to three words under captions that are nothing but
@@ -14,10 +16,12 @@ the words: without it, reading did not begin within 2,500 steps. "list" (half an
 sounds, music, rooms and noise under captions as bare, most words under a sound. "scenes" (three
 quarters of an hour) is the whole world of scenes and rich captions, both directions alike, since
 what there is to learn of captions as text is learned with them. "mixture" (25 minutes) has the
-published mixture and lets the rate fall to its end. "dialogues" goes on to questions
-about scenes and requests for them, each answered after a caption (caption-then-process), without
-forgetting what came before; the embedded model was made by the other four. Settings are ours
-unless marked (paper): arXiv 2602.05220, or (reference): ESPnet SpeechLM.
+published mixture and lets the rate fall to its end. "longer" (an hour and a half on one core) goes
+on with other scenes, a rate that rises and falls once more, and more to render than to hear.
+"dialogues" goes on to questions about scenes and requests for them, each answered after a caption
+(caption-then-process), without forgetting what came before; the embedded model was made by the
+other five. Settings are ours unless marked (paper): arXiv 2602.05220, or (reference): ESPnet
+SpeechLM.
 """
 
 import os
@@ -110,7 +114,7 @@ def get_config(stage: str = "mixture") -> ml_collections.ConfigDict:
         c.seed = 11  # other scenes than before
         c.steps = 3600
         c.optimizer.peak_lr = 1e-3
-        # rendering is what is learned last; questions about captions teach to read them
+        # rendering is what is learned last; a few questions about captions, to be answered as text
         c.data.mixture = {"text_to_audio": 1.5, "audio_to_text": 1.0, "text_question": 0.3}
         c.data.windows = 16
         c.sample_every = 1200

@@ -64,8 +64,10 @@ def checkpoints(run: str, out: str) -> str:
     for step in steps:
         pipeline.replace_weights(jax.device_put(load_weights(run, shapes, step)))
         lines.append(f"| {step} | " + listened(pipeline, corpus, whisper, out, str(step), clips))
-    name = "embedded model"
-    lines.append(f"| {name} | " + listened(Pipeline.load(MINI), corpus, whisper, out, name, clips))
+    name = "mini"
+    lines.append(
+        "| the mini model | " + listened(Pipeline.load(MINI), corpus, whisper, out, name, clips)
+    )
     spectrograms(clips, os.path.join(out, "spectrograms.png"))
     head = "| step | heard strings, WER | spoken strings, WER | said in the clip | Whisper |"
     table = "\n".join([head, "|---|---|---|---|---|", *lines]) + "\n"
@@ -88,7 +90,7 @@ def listened(
     written = hear(whisper, wavs, name)
     said = errors_by_kind(spoken, written, SEED)["digits"]
     clips[name] = wavs[0]
-    file = f"{name.replace(' ', '_')}.flac"
+    file = f"{name}.flac"
     save_audio(os.path.join(out, file), wavs[0])
     wers = f"{100 * heard['wer']['digits'].value:.0f} % | {100 * said.value:.0f} %"
     return f"{wers} | [{spoken[0].text}]({file}) | {written[0] or '(nothing)'} |"
@@ -127,6 +129,7 @@ def spectrograms(clips: dict[str, np.ndarray], path: str) -> None:
         extent = (0, len(wav) / SAMPLE_RATE, 0, len(frames))
         axis.imshow(frames, origin="lower", aspect="auto", extent=extent, vmin=np.log(2e-3), vmax=0)
         axis.set(xlim=(0, seconds), yticks=(), ylabel=name)
+        axis.tick_params(labelbottom=axis is axes[-1])
     axes[-1].set(xlabel="seconds")
     figure.savefig(path, dpi=100, transparent=True)
 
