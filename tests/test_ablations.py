@@ -57,12 +57,10 @@ def test_variants_differ_from_the_base_in_what_they_ablate():
 def test_dialogues_differ_in_the_task_alone():
     runs = {v: flat_settings(settings("dialogues", v)) for v in dialogues.TASKS}
     for variant, mine in runs.items():
-        task = f"data.mixture.{dialogues.TASKS[variant]}"
-        assert mine[task] == 1.0
-        differing = {k for k in mine if mine[k] != runs["question_unread"].get(k)}
-        allowed = {task, "data.windows"} if variant != "reader" else {task, "steps"}
-        assert differing - {"init_from"} <= allowed
-        assert bool(mine["init_from"]) is (variant not in dialogues.STARTS)
+        task = f"data.mixture.{variant}"
+        assert mine[task] == 1.0 and mine["init_from"]
+        differing = {k for k in mine if mine[k] != runs["request"].get(k)}
+        assert differing <= {task, "data.windows"}
 
 
 @pytest.mark.parametrize("file", ["pretraining", "dialogues"])

@@ -17,11 +17,9 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-import dialogues
 import pretraining
 from table import Column, write_tables
 
-STARTS = pretraining.STARTS | dialogues.STARTS
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -119,14 +117,6 @@ ABLATIONS = {
         "questions",
         _ANSWERS,
     ),
-    "caption_first_unread": Ablation(
-        "The same, by a model that cannot answer questions about texts",
-        "dialogues",
-        ("question_unread", "question_direct_unread"),
-        1,
-        "questions",
-        _ANSWERS,
-    ),
     "caption_then_render": Ablation(
         "A caption before the audio, or the audio at once?",
         "dialogues",
@@ -179,8 +169,8 @@ def train(out: str, name: str, variant: str, seed: int) -> str:
     config = os.path.join(_HERE, f"{name}.py")
     workdir = os.path.join(out, f"{variant}-{seed}")
     arguments = [f"--config={config}:{variant}", f"--config.seed={seed}", "--workdir", workdir]
-    if variant in STARTS:
-        start = train(out, name, STARTS[variant], seed)
+    if variant in pretraining.STARTS:
+        start = train(out, name, pretraining.STARTS[variant], seed)
         arguments.append(f"--config.init_from={start}")
     _call("train", *arguments)
     return workdir
