@@ -81,7 +81,7 @@ def test_a_save_that_takes_long_is_said(tmp_path, monkeypatch, capsys):
 
 
 SCRIPT = """
-import errno, os, sys, time
+import errno, os, signal, sys, time
 import numpy as np
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.store import Checkpoints
@@ -92,7 +92,7 @@ address, process, workdir, kind, timeout = sys.argv[1:]
 company = hosts.connect(address, 2, int(process))
 names = hosts.host_names()
 runs._SAY_AFTER = 2.0
-if process == "1" and kind != "ends":
+if process == "1" and kind in ("full", "hangs"):
     from orbax.checkpoint._src.checkpointers import async_checkpointer
 
     def commit(*args, **kwargs):
@@ -106,6 +106,11 @@ try:
         if process == "1":
             raise UserError("clip.wav cannot be read")
         hosts.gathered(np.zeros(3))
+    if kind == "killed":
+        for step in range(1000):
+            if process == "1" and step == 10:
+                os.kill(os.getpid(), signal.SIGKILL)
+            hosts.gathered(np.zeros(3))
     with Checkpoints(workdir, keep=1, timeout=int(timeout), hosts=names) as checkpoints:
         checkpoints.save(1, {"a": np.zeros(3)}, {"step": np.zeros(())}, {"batches": 1})
         while True:
@@ -154,6 +159,8 @@ def together(make, limit):
         # in a collective, or in a save, with one that fails: long before any time is over
         ("ends", 1000, "/1 has ended: clip.wav cannot be read"),
         ("full", 1000, "/1 has ended: cannot write the checkpoint to .*No space left on device"),
+        # gloo tells of its connections; TPUs would wait for the heartbeats
+        ("killed", 1000, "another process is gone .* by peer"),
         # with one that hangs: when the time for a save is over, once, not later
         ("hangs", 10, "the checkpoint in .* is not whole: no sign of .*/1: look at their logs"),
     ],
@@ -161,7 +168,7 @@ def together(make, limit):
 def test_one_of_two(kind, timeout, other, tmp_path):
     make = lambda address, i: ["-c", SCRIPT, address, str(i), str(tmp_path), kind, str(timeout)]  # noqa: E731
     codes, logs, seconds = together(make, limit=90)
-    assert codes == [2, 2], logs
+    assert codes == [2, -9 if kind == "killed" else 2], logs
     assert re.search(rf"^bagpiper: .*{other}", logs[0], re.M), logs[0]
     assert not any("Traceback" in log or "stack trace" in log for log in logs), logs
     if kind == "hangs":

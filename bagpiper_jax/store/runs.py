@@ -17,7 +17,7 @@ from orbax.checkpoint import multihost
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.files import discard
-from bagpiper_jax.store.failures import causes, silence_doubles
+from bagpiper_jax.store.failures import silence_doubles
 from bagpiper_jax.store.parts import checkpoint_path, open_item
 from bagpiper_jax.trees import dotted, mismatches
 
@@ -220,7 +220,7 @@ class Checkpoints:
             action()
         except Exception as e:  # a full disk surfaces as OSError or as TensorStore's ValueError
             self._failed = True
-            late = late_hosts(" ".join(map(str, causes(e))), self._hosts)
+            late = late_hosts(str(e), self._hosts)
             if late:
                 raise UserError(f"the checkpoint in {self._directory} is not whole: {late}") from e
             reason = " ".join(str(e).split())[:160]
