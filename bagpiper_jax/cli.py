@@ -198,8 +198,9 @@ def _train(args) -> None:
     except ImportError as e:
         raise UserError(f"training needs: pip install 'bagpiper_jax[train]' ({e})") from e
     run = load_config(["--config", args.config, *args.rest])
+    company = None
     if args.coordinator:
-        connect(args.coordinator, args.num_processes, args.process_id)
+        company = connect(args.coordinator, args.num_processes, args.process_id)
     from bagpiper_jax.samples import SceneSamples
 
     # batches that were made ahead and are not needed are freed by the tracker, which warns of them
@@ -207,12 +208,10 @@ def _train(args) -> None:
     options = {"must_resume": args.resume, "profile": args.profile, "wandb": args.wandb}
     try:
         train(run, args.workdir, SceneSamples, **options)
-    except UserError as e:
-        if not args.coordinator:
+    except (Exception, KeyboardInterrupt) as e:
+        if company is None:
             raise
-        # the other processes wait for this one: leaving at once ends them, a clean end would not
-        print(f"bagpiper: {e}", file=sys.stderr, flush=True)
-        os._exit(2)
+        company.leave(e)
 
 
 def _compile(args) -> None:

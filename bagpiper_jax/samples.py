@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
 from bagpiper_jax.inference.pipeline import Pipeline
 from bagpiper_jax.inference.sampling import Sampling
@@ -28,14 +29,16 @@ class SceneSamples:
         self._pipeline: Pipeline | None = None
 
     def __call__(self, model: Bagpiper, params, assets: Assets, log: MetricsLog, step: int) -> None:
-        # the training step donates its buffers: generation must read a copy, on one device
-        device = jax.local_devices()[0]
-        copies = jax.tree.map(lambda x: jax.device_put(x.copy(), device), params)
+        mesh = _mesh(model, params)
+        # the training step donates its buffers: generation must read a copy
+        copies = jax.tree.map(lambda x: x.copy(), params)
+        if mesh is None:
+            copies = jax.device_put(copies, jax.local_devices()[0])
         if self._pipeline is None:
             graph, state = nnx.split(model)  # of shapes alone
             nnx.replace_by_pure_dict(state, copies)
             whole = nnx.merge(graph, state)
-            self._pipeline = Pipeline(whole, assets.tokenizer, assets.codec)
+            self._pipeline = Pipeline(whole, assets.tokenizer, assets.codec, mesh=mesh)
         else:
             self._pipeline.replace_weights(copies)
         captions = self._pipeline.describe_batch(self._wavs, sampling=_TEXT)
@@ -44,3 +47,13 @@ class SceneSamples:
         wav = self._pipeline.render_batch([self._scenes[0].caption], sampling=_AUDIO)[0]
         if len(wav):
             log.audio("rendered/0", wav, assets.codec.sample_rate, step)
+
+
+def _mesh(model: Bagpiper, params) -> Mesh | None:
+    """The training's mesh, for a large model may fit on no device alone; None: one device.
+
+    Heads that `tensor` does not divide cannot be dealt out: only small models have so few.
+    """
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
+    heads = model.config.decoder.num_key_value_heads
+    return None if mesh.size == 1 or heads % mesh.shape["tensor"] else mesh

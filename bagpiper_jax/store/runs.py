@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +20,8 @@ from bagpiper_jax.files import discard
 from bagpiper_jax.store.failures import silence_doubles
 from bagpiper_jax.store.parts import checkpoint_path, open_item
 from bagpiper_jax.trees import dotted, mismatches
+
+_SAY_AFTER = 60.0  # seconds of a save until it is said
 
 
 class Checkpoints:
@@ -52,13 +56,19 @@ class Checkpoints:
         self._failed = False
         self._hosts = hosts
         self._timeout = timeout
+        self._broken: BaseException | None = None  # what a save met here, of several processes
+        self._written = False  # whether this process's part of the save is
+        self._step, self._since, self._said = 0, 0.0, 0.0
         silence_doubles()
         kept = [ocp.checkpoint_managers.LatestN(keep)]
         if keep_every:
             kept.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(kept),
-            async_options=ocp.options.AsyncOptions(timeout_secs=timeout),
+            async_options=ocp.options.AsyncOptions(
+                timeout_secs=timeout,
+                barrier_sync_fn=self._meet if len(hosts) > 1 else None,
+            ),
             create=True,
         )
         try:
@@ -76,8 +86,10 @@ class Checkpoints:
             if kind is None:  # else the first error is the one to tell
                 raise
         finally:
-            self._manager.close()
-            if self._failed:
+            told = contextlib.suppress(Exception) if self._failed else contextlib.nullcontext()
+            with told:  # it raises again what was told
+                self._manager.close()
+            if self._failed and len(self._hosts) < 2:  # other hosts may still be writing there
                 self._discard_partial()
 
     def _discard_partial(self) -> None:
@@ -112,21 +124,25 @@ class Checkpoints:
             input=ocp.args.JsonSave(position),
         )
 
+        self.wait()  # Orbax would do it without a word
+
         def start():
             if len(self._hosts) > 1:  # Orbax's own wait has another, fixed time
                 wait_for_all(f"save of step {step}", self._timeout)
             self._manager.save(step, args=items, force=True)
 
+        self._step, self._since, self._said = step, time.monotonic(), _SAY_AFTER
+        self._written = False
         self._guard(start)
 
     def check(self) -> None:
-        """Tells of a save that failed behind the training's back.
+        """Tells of a save that failed behind the training's back, or that takes long.
 
         Raises:
           UserError: it could not be written.
         """
         # Orbax's own check does not see what its finalizing thread has met: waiting for it raises
-        if not self._manager.is_saving_in_progress():
+        if not self._saving():
             self._guard(self._manager.wait_until_finished)
 
     def wait(self) -> None:
@@ -135,7 +151,41 @@ class Checkpoints:
         Raises:
           UserError: it could not be written.
         """
+        while self._saving():
+            time.sleep(0.05)
         self._guard(self._manager.wait_until_finished)
+
+    def _saving(self) -> bool:
+        """Whether a save is under way; says so where it takes long."""
+        # once its barriers have failed, Orbax takes the save to be in progress for ever
+        if self._broken is not None or not self._manager.is_saving_in_progress():
+            return False
+        seconds = time.monotonic() - self._since
+        if seconds > self._said:
+            self._said = 2 * seconds
+            waits = ": the part of this host is written, another's is not" if self._written else ""
+            print(
+                f"the save of step {self._step} has taken {seconds:.0f} s so far{waits}",
+                file=sys.stderr,
+                flush=True,
+            )
+        return True
+
+    def _meet(self, *, key: str, timeout_ms: int) -> None:
+        """Orbax's barrier of the processes, which waits for nobody once a save has failed here.
+
+        Orbax meets the others at the end of a failed save too: they are at another barrier, and all
+        would hear of it when both have timed out.
+        """
+        self._broken = self._broken or sys.exc_info()[1]
+        if self._broken is not None:
+            raise self._broken
+        self._written = self._written or "write_complete" in key
+        try:
+            multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+        except Exception as e:
+            self._broken = e
+            raise
 
     def restore(self, weights: Any, optimizer: Any) -> tuple[Any, Any, dict[str, Any]]:
         """Latest checkpoint in the shapes and shardings of the arguments.

@@ -6,20 +6,25 @@ import socket
 
 import jax
 import numpy as np
+from jax._src import distributed  # the service's client has no public name
 from jax.experimental import multihost_utils
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.store import late_hosts, wait_for_all
+from bagpiper_jax.training.leaving import Company
 
 _NAME_BYTES = 128
 
 
-def connect(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
+def connect(coordinator: str, num_processes: int | None, process_id: int | None) -> Company:
     """Joins the processes of a run; before any other use of JAX.
 
     Args:
       coordinator: host:port of process 0; "auto" where the cluster tells (TPU pods, Slurm).
       num_processes, process_id: needed unless "auto".
+
+    Returns:
+      What ends all of them when one ends.
 
     Raises:
       UserError: it cannot be joined.
@@ -34,6 +39,7 @@ def connect(coordinator: str, num_processes: int | None, process_id: int | None)
     except (RuntimeError, ValueError) as e:
         reason = " ".join(str(e).split())[:200]
         raise UserError(f"cannot join the processes at {coordinator}: {reason}") from e
+    return Company(distributed.global_state.client, jax.process_index())
 
 
 def is_first() -> bool:

@@ -172,7 +172,7 @@ def train(
             frozen=run.frozen,
             shardings=shardings,
         )
-        # generation runs in one process, which must hold all weights
+        # generation runs in one process, whose devices must hold all weights
         sampled = make_samples and run.data.corpus and jax.process_count() == 1
         sample = make_samples(run) if sampled else None
         skipped: list[int] = []
