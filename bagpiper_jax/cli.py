@@ -198,9 +198,9 @@ def _train(args) -> None:
     except ImportError as e:
         raise UserError(f"training needs: pip install 'bagpiper_jax[train]' ({e})") from e
     run = load_config(["--config", args.config, *args.rest])
-    company = None
+    watch = None
     if args.coordinator:
-        company = connect(args.coordinator, args.num_processes, args.process_id)
+        watch = connect(args.coordinator, args.num_processes, args.process_id)
     from bagpiper_jax.samples import SceneSamples
 
     # batches that were made ahead and are not needed are freed by the tracker, which warns of them
@@ -209,9 +209,9 @@ def _train(args) -> None:
     try:
         train(run, args.workdir, SceneSamples, **options)
     except (Exception, KeyboardInterrupt) as e:
-        if company is None:
+        if watch is None:
             raise
-        company.leave(e)
+        watch.fail(e)
 
 
 def _compile(args) -> None:

@@ -11,12 +11,12 @@ from jax.experimental import multihost_utils
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.store import late_hosts, wait_for_all
-from bagpiper_jax.training.leaving import Company
+from bagpiper_jax.training.failure_watch import FailureWatch
 
 _NAME_BYTES = 128
 
 
-def connect(coordinator: str, num_processes: int | None, process_id: int | None) -> Company:
+def connect(coordinator: str, num_processes: int | None, process_id: int | None) -> FailureWatch:
     """Joins the processes of a run; before any other use of JAX.
 
     Args:
@@ -39,7 +39,7 @@ def connect(coordinator: str, num_processes: int | None, process_id: int | None)
     except (RuntimeError, ValueError) as e:
         reason = " ".join(str(e).split())[:200]
         raise UserError(f"cannot join the processes at {coordinator}: {reason}") from e
-    return Company(distributed.global_state.client, jax.process_index())
+    return FailureWatch(distributed.global_state.client, jax.process_index())
 
 
 def is_first() -> bool:

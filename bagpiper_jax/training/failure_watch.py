@@ -18,7 +18,7 @@ _KEY = "bagpiper/left"
 _POLL = 1.0  # seconds between looks at the key
 
 
-class Company:
+class FailureWatch:
     """Ends every process of a run soon after one of them has ended, with its reason.
 
     The others would wait in a collective for the one that left, until JAX's coordination service
@@ -44,7 +44,7 @@ class Company:
         self._ended.set()
         self._thread.join()
 
-    def leave(self, error: BaseException) -> NoReturn:
+    def fail(self, error: BaseException) -> NoReturn:
         """Ends this process for an error, told in one line, and the others with it.
 
         What is no `UserError`, nor a connection that another process has dropped, has its traceback

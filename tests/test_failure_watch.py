@@ -14,7 +14,7 @@ from tiny_run import CONFIG, TINY
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.store import Checkpoints
 from bagpiper_jax.store import runs as store
-from bagpiper_jax.training import leaving
+from bagpiper_jax.training import failure_watch
 
 
 class Shared:
@@ -48,14 +48,14 @@ def test_who_leaves_says_why_and_the_others_follow(error, said, code, monkeypatc
         codes.append(code)
         raise SystemExit  # ends the thread, or what the test calls
 
-    monkeypatch.setattr(leaving, "_exit", leave)
-    monkeypatch.setattr(leaving, "_POLL", 0.01)
+    monkeypatch.setattr(failure_watch, "_exit", leave)
+    monkeypatch.setattr(failure_watch, "_POLL", 0.01)
     shared = Shared()
-    first, second = leaving.Company(shared, 0), leaving.Company(shared, 1)
+    first, second = failure_watch.FailureWatch(shared, 0), failure_watch.FailureWatch(shared, 1)
     time.sleep(0.1)
     assert not codes
     with pytest.raises(SystemExit):
-        first.leave(error)
+        first.fail(error)
     second._thread.join(timeout=10)  # it hears, without being asked
     first.close()
     heard = capsys.readouterr().err
@@ -89,7 +89,7 @@ from bagpiper_jax.store import runs
 from bagpiper_jax.training import hosts
 
 address, process, workdir, kind, timeout = sys.argv[1:]
-company = hosts.connect(address, 2, int(process))
+watch = hosts.connect(address, 2, int(process))
 names = hosts.host_names()
 runs._SAY_AFTER = 2.0
 if process == "1" and kind in ("full", "hangs"):
@@ -117,7 +117,7 @@ try:
             checkpoints.check()
             time.sleep(0.1)
 except Exception as e:
-    company.leave(e)
+    watch.fail(e)
 """
 
 
