@@ -156,28 +156,38 @@ class RowPlan:
         return at
 
     def _make_window(self, window: int) -> tuple[Drawn, np.ndarray]:
-        drawn, found, _ = self._planned(self._position(window))
-        places = self._places(window, drawn, found)
+        before = self._position(window)
+        drawn, found, _ = self._planned(before)
+        places = self._places(before, drawn, found)
         row = np.where(found >= 0, places[found], WINDOW_ROWS)  # what found no room comes last
         starts = np.searchsorted(np.sort(row), np.arange(WINDOW_ROWS + 1))
         return drawn.take(np.argsort(row, kind="stable")), starts
 
-    def _places(self, window: int, drawn: Drawn, found: np.ndarray) -> np.ndarray:
+    def _places(self, before: Position, drawn: Drawn, found: np.ndarray) -> np.ndarray:
         """Where each packed row of a window comes in its order.
 
         First-fit leaves alike examples in a row. So of the rows, shuffled, the next one is always
-        that which brings the sources nearest to their shares of the tokens so far.
+        that which brings the sources nearest to their shares of all tokens so far, squares of what
+        is too much or too little divided by the share: a row counts for more where little is due.
         """
         shares = np.array([source.share for source in self._sources])
         tokens = np.zeros((WINDOW_ROWS, len(shares)), np.int64)
         placed = found >= 0
         np.add.at(tokens, (found[placed], drawn.source[placed]), drawn.rows[placed])
-        # whole numbers, whose sums are the same on every machine
-        excess = tokens - np.rint(tokens.sum(1, keepdims=True) * shares).astype(np.int64)
-        left = shuffled(np.arange(WINDOW_ROWS), WINDOW_ROWS, self._row_key + np.uint64(window))
-        places, so_far = np.empty(WINDOW_ROWS, np.int64), np.zeros(len(shares), np.int64)
+        waiting = self._passed_on(before)
+        placed_before = np.array(before.tokens)
+        np.subtract.at(placed_before, waiting.source, waiting.rows)
+
+        def excess_of(tokens):  # whole numbers, whose sums are the same on every machine
+            return tokens - np.rint(tokens.sum(-1, keepdims=True) * shares).astype(np.int64)
+
+        excess, so_far = excess_of(tokens), excess_of(placed_before)
+        key = self._row_key + np.uint64(before.window)
+        left = shuffled(np.arange(WINDOW_ROWS), WINDOW_ROWS, key)
+        places = np.empty(WINDOW_ROWS, np.int64)
+        weights = np.rint(1 / np.maximum(shares, 1e-6)).astype(np.int64)
         for place in range(WINDOW_ROWS):
-            nearest = np.argmin(np.square(so_far + excess[left]).sum(1))
+            nearest = np.argmin(np.square(so_far + excess[left]) @ weights)
             places[left[nearest]] = place
             so_far += excess[left[nearest]]
             left = np.delete(left, nearest)
