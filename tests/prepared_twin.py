@@ -2,9 +2,13 @@
 
 import numpy as np
 
+from bagpiper_jax.input_pipeline.packed_records import PackedRecords
+from bagpiper_jax.input_pipeline.packing import RowShape
 from bagpiper_jax.input_pipeline.records import TASKS, Clip, Record, sizes
 from bagpiper_jax.log_mel import mel_windows
 from bagpiper_jax.modeling.config import get_config
+
+SHAPE = RowShape(512, 16)
 
 
 class MemorySet:
@@ -86,3 +90,8 @@ def make_set(name, count, tokenizer, *, seed=0, model="tiny", **settings):
     words = "a dog barks twice near some slow rain while the old man says seven".split()
     records = [captioned(i, rng, words, config, **settings) for i in range(count)]
     return MemorySet(name, records, config, tokenizer)
+
+
+def packed(sources, shape=SHAPE, num_rows=10_000, seed=0, tokenizer=None, **rest):
+    settings = {"shape": shape, "num_rows": num_rows, "seed": seed, **rest}
+    return PackedRecords(sources, get_config("tiny"), tokenizer, **settings)
