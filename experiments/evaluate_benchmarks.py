@@ -5,14 +5,16 @@
         --config.evaluators.mmau.use=mmau
 
 Every evaluator is left out until its `use` is given, and needs its `data`. Judges are language
-models: the section `llm` of the evaluators that have one names an endpoint that speaks OpenAI's
-protocol, and the environment variable with its key. The same command goes on where it was killed;
-judgements are kept in the file `llm.cache`, so nothing is paid twice.
+models: the section `llm` of the evaluators that have one names an endpoint, that of Gemini or
+(`model.api` "openai") any that speaks OpenAI's protocol, and the environment variable with its key.
+The same command goes on where it was killed; judgements are kept in the file `llm.cache`, so
+nothing is paid twice.
 """
 
 import ml_collections
 
 from bagpiper_jax.evaluation.benchmarks.llm import default_llm_config
+from bagpiper_jax.evaluation.benchmarks.tts import TEMPLATE
 from bagpiper_jax.evaluation.config import audio_settings
 
 
@@ -32,15 +34,33 @@ def get_config() -> ml_collections.ConfigDict:
         c.evaluators[name].use = ""  # the same name again
         c.evaluators[name].data = ""  # where its files lie
         c.evaluators[name].count = 0  # items, drawn by the seed; 0: all
-    c.evaluators.mmau.judged = False  # open answers are judged by llm too
+
     c.evaluators.mmau.mode = "choices"  # choices, open, or caption (the paper's probe; needs llm)
+    c.evaluators.mmau.judged = False  # open answers are judged by llm too
     c.evaluators.mmau.caption_question = ""  # what asks for a caption; a base model needs nothing
+
     c.evaluators.audio_bench.datasets = ()  # names as in AudioBench
+    # files with AudioBench's own prompts, of 0 to 5 and of 0 or 1; empty: in our words
+    c.evaluators.audio_bench.judge_prompt = ""
+    c.evaluators.audio_bench.binary_prompt = ""
+
+    for name in ("librispeech", "librispeech_tts"):
+        c.evaluators[name].subset = "test-clean"
     c.evaluators.librispeech.question = ""  # what asks for the words; empty: those of the caption
+    c.evaluators.librispeech.by_llm = False  # llm takes the words out of captions too
+
+    c.evaluators.seed_tts_eval.language = "en"  # or zh, which needs zhconv and another recogniser
     for name in ("librispeech_tts", "seed_tts_eval"):
+        c.evaluators[name].template = TEMPLATE  # what the model is told, with {text}
+        c.evaluators[name].modalities = ("audio",)  # ("text", "audio"): it writes a caption first
         c.evaluators[name].recogniser = ""  # directory of a Whisper, as large-v3; empty: tiny.en
         c.evaluators[name].repeats = 3  # renderings of each sentence, with other seeds
+        c.evaluators[name].recordings = True  # it hears the true recordings too, where there are
+        c.evaluators[name].keep = 8  # renderings whose sound is kept
+
+    for name in ("mmau", "air_bench_chat", "audio_bench", "librispeech"):
+        # the default name is an alias: give a dated one for figures that are to last
+        c.evaluators[name].llm = default_llm_config()
     for name in ("mmau", "air_bench_chat", "audio_bench"):
-        c.evaluators[name].llm = default_llm_config()  # the judge, its version pinned
         c.evaluators[name].judgements = 3  # of each answer (and order)
     return c

@@ -66,6 +66,7 @@ def get_config(size: str = "scenes") -> ml_collections.ConfigDict:
     c.evaluators.requests.use = ""
     c.evaluators.requests.split = "test_a"
     c.evaluators.requests.digits = 60
+    c.evaluators.requests.keep = 8  # clips for the page
 
     c.evaluators.unseen = ml_collections.ConfigDict()
     c.evaluators.unseen.use = "understanding"

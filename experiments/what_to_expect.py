@@ -19,6 +19,7 @@ import sys
 
 import jax
 import numpy as np
+from ablations.table import minutes
 
 from bagpiper_jax.audio import save_audio
 from bagpiper_jax.errors import UserError
@@ -36,6 +37,8 @@ from bagpiper_jax.release import MINI, load_weights, read_config, weight_shapes
 
 CORPUS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "data", "mini")
 SPLIT, WORLD, SEED = "test_a", "three_digits", 1
+LATER = tuple(f"ce/stream{k}" for k in range(1, 8))
+WANTED = ("step", "ce/audio", "ce/caption", "accuracy/caption", *LATER)
 
 
 def main() -> int:
@@ -55,24 +58,41 @@ def main() -> int:
 
 
 def checkpoints(run: str, out: str) -> str:
-    """The table of every checkpoint of a run, and of the embedded model at last."""
+    """The table of every checkpoint of a run, and of the embedded model at last.
+
+    Raises:
+      UserError: a file of the run is missing or damaged, or one cannot be written.
+    """
     corpus, whisper = load_corpus(CORPUS), Whisper()
     names = os.listdir(os.path.join(run, "checkpoints"))
     steps = sorted(int(name) for name in names if name.isdigit())
     shapes = weight_shapes(read_config(run))
     pipeline, lines, clips = Pipeline.load(run), [], {}
-    for step in steps:
+    for step, taken in zip(steps, minutes_at(run, steps), strict=True):
         pipeline.replace_weights(jax.device_put(load_weights(run, shapes, step)))
-        lines.append(f"| {step} | " + listened(pipeline, corpus, whisper, out, str(step), clips))
-    name = "mini"
-    lines.append(
-        "| the mini model | " + listened(Pipeline.load(MINI), corpus, whisper, out, name, clips)
-    )
+        heard = listened(pipeline, corpus, whisper, out, str(step), clips)
+        lines.append(f"| {step} | {taken} | {heard}")
+    heard = listened(Pipeline.load(MINI), corpus, whisper, out, "mini", clips)
+    lines.append(f"| the mini model | | {heard}")
     spectrograms(clips, os.path.join(out, "spectrograms.png"))
-    head = "| step | heard strings, WER | spoken strings, WER | said in the clip | Whisper |"
-    table = "\n".join([head, "|---|---|---|---|---|", *lines]) + "\n"
+    head = "| step | minutes | heard strings, WER | spoken strings, WER | said in the clip "
+    head += "| Whisper hears |"
+    table = "\n".join([head, "|---|---|---|---|---|---|", *lines]) + "\n"
     write_text(os.path.join(out, "table.md"), table)
     return table
+
+
+def minutes_at(run: str, steps: list[int]) -> list[str]:
+    """Minutes of training up to each step, "" where the run's log does not tell.
+
+    Raises:
+      UserError: a file of the run is damaged.
+    """
+    taken = minutes(run)
+    if not taken:
+        return [""] * len(steps)
+    found = np.interp(steps, [0, *taken], [0, *taken.values()])
+    return [f"{value:.0f}" for value in found]
 
 
 def listened(
@@ -100,17 +120,23 @@ def curves(metrics: str, path: str) -> None:
     """Cross-entropy of the streams, and how much of captions is right, by step.
 
     Raises:
-      UserError: the metrics cannot be read.
+      UserError: the metrics cannot be read, or lack one of these.
     """
     try:
         with open(metrics, encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
     except (OSError, ValueError) as error:
         raise UserError(f"{metrics} cannot be read: {error}") from error
+    lacking = [key for key in WANTED if not rows or any(row.get(key) is None for row in rows)]
+    if lacking:
+        raise UserError(
+            f"{metrics} lacks {', '.join(lacking)}: name the workdir of a training that hears and "
+            "says audio in eight streams"
+        )
     steps = [row["step"] for row in rows]
     figure, (left, right) = new_figure(9, 3, 1, 2)
     left.plot(steps, [row["ce/audio"] for row in rows], color=BLUE, label="stream 0 of audio")
-    later = [np.mean([row[f"ce/stream{k}"] for k in range(1, 8)]) for row in rows]
+    later = [np.mean([row[key] for key in LATER]) for row in rows]
     left.plot(steps, later, color=INK, label="streams 1 to 7, mean")
     left.plot(steps, [row["ce/caption"] for row in rows], color=ORANGE, label="captions of audio")
     left.set(xlabel="step", ylabel="cross-entropy, nats", ylim=(0, None))

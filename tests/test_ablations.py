@@ -2,12 +2,18 @@
 
 import json
 import os
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from bagpiper_jax.training.config import flat_settings, load_config
+from bagpiper_jax.evaluation import config as measuring
+from bagpiper_jax.evaluation.text_metrics import Interval
+from bagpiper_jax.modeling.flops import step_flops
+from bagpiper_jax.release import MINI
+from bagpiper_jax.training.config import claim_workdir, flat_settings, load_config
 
 DIRECTORY = Path(__file__).parents[1] / "experiments" / "ablations"
 sys.path.insert(0, str(DIRECTORY))
@@ -71,55 +77,207 @@ def test_an_unknown_variant_is_told(file):
         settings(file, "paralel")
 
 
-def test_every_run_is_trained_once_and_after_what_it_starts_from(tmp_path, monkeypatch):
-    calls = []
+@pytest.fixture
+def calls(monkeypatch):
+    """Commands in place of which settings are written as they write them: (command, arguments)."""
+    made = []
 
     def call(command, *arguments):
-        workdir = arguments[arguments.index("--workdir") + 1]
-        calls.append((command, os.path.relpath(workdir, tmp_path), arguments))
-        os.makedirs(workdir, exist_ok=True)
-        if command == "evaluate":
-            (Path(workdir) / "results.json").write_text("{}")
+        made.append((command, arguments))
+        *given, _, workdir = arguments
+        if command == "train":
+            claim_workdir(workdir, load_config(given))
+            return
+        path = given[0].removeprefix("--config=")
+        config = measuring.load_config(path)
+        evaluators = {i.name: {"use": i.use, **i.settings} for i in config.evaluators}
+        results = {"seed": config.seed, "audio": config.audio, "evaluators": evaluators}
+        os.makedirs(workdir)
+        (Path(workdir) / "results.json").write_text(json.dumps(results))
 
     monkeypatch.setattr(ablations, "_call", call)
     monkeypatch.setattr(ablations, "write_tables", lambda *_: "")
+    return made
+
+
+def run_main(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["run.py", *map(str, arguments)])
+    return ablations.main()
+
+
+def test_every_run_is_trained_once_and_after_what_it_starts_from(tmp_path, monkeypatch, calls):
     for _ in range(2):  # the second time there is nothing left to do
-        monkeypatch.setattr(
-            sys, "argv", ["run.py", "--out", str(tmp_path), "--only", "warmup", "delay"]
-        )
-        assert ablations.main() == 0
-    trained = [workdir for command, workdir, _ in calls if command == "train"]
+        assert run_main(monkeypatch, "--out", tmp_path, "--only", "warmup", "delay") == 0
+    made = [(command, os.path.relpath(a[-1], tmp_path), a) for command, a in calls]
+    trained = [workdir for command, workdir, _ in made if command == "train"]
     assert trained[:4] == ["text-0", "not_warmed-0", "text-0", "warmup-0"]
     assert trained[4] == "warmed-0"
     assert trained[5:] == ["base-0", "parallel-0", "base-1", "parallel-1", "base-2", "parallel-2"]
-    starts = {w: a for command, w, a in calls if command == "train"}
+    starts = {w: a for command, w, a in made if command == "train"}
     assert f"--config.init_from={tmp_path / 'warmup-0'}" in starts["warmed-0"]
-    measured = [workdir for command, workdir, _ in calls if command == "evaluate"]
+    measured = [workdir for command, workdir, _ in made if command == "evaluate"]
     assert measured == [f"{w}/evaluation" for w in trained if w not in ("text-0", "warmup-0")]
 
 
-def test_tables_of_one_seed_and_of_several(tmp_path):
-    def put(variant, seed, value):
-        workdir = tmp_path / f"{variant}-{seed}"
-        (workdir / "evaluation").mkdir(parents=True)
-        figure = {"value": value, "low": value - 0.01, "high": value + 0.02, "count": 50}
-        results = {"understanding": {"wer": {"digits": figure}}, "cfg_sweep": [{"wer": figure}]}
-        (workdir / "evaluation" / "results.json").write_text(json.dumps(results))
-        lines = [{"step": 10, "tokens_per_second": 100.0}, {"step": 30, "tokens_per_second": 50.0}]
-        (workdir / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-        (workdir / "config.json").write_text(json.dumps({"data": {"batch_tokens": 900}}))
+def edit(path, **values):
+    """Changes settings in a JSON file, of sections too: `data__workers=2`."""
+    whole = json.loads(path.read_text())
+    for key, value in values.items():
+        *sections, last = key.split("__")
+        part = whole
+        for section in sections:
+            part = part[section]
+        part[last] = value
+    path.write_text(json.dumps(whole))
 
-    for seed, value in enumerate((0.1, 0.2, 0.3)):
-        put("base", seed, value)
-    put("parallel", 0, 0.5)
-    chosen = {"delay": ablations.ABLATIONS["delay"]}
-    text = table.write_tables(str(tmp_path), chosen)
+
+def test_a_run_of_another_clone_is_done(tmp_path, monkeypatch, calls):
+    chosen = ("--out", tmp_path, "--only", "warmup")
+    assert run_main(monkeypatch, *chosen) == 0
+    there = len(calls)
+    corpus = "/another/clone/data/mini"
+    edit(tmp_path / "warmed-0" / "config.json", init_from="/elsewhere/warmup-0", save_every=7)
+    edit(tmp_path / "text-0" / "config.json", data__corpus=corpus, data__workers=2, keep_every=9)
+    assert run_main(monkeypatch, *chosen) == 0
+    assert len(calls) == there
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "told"),
+    [
+        ("warmed-0/config.json", {"steps": 300}, "warmed-0: steps=300 (not 480)"),
+        ("warmed-0/config.json", {"init_from": ""}, "warmed-0: init_from= (not "),
+        ("text-0/config.json", {"data__profile": "words"}, "text-0: data.profile=words (not scene"),
+        ("warmed-0/evaluation/results.json", {"seed": 2}, "evaluation: seed=2 (not 1)"),
+        (
+            "warmed-0/evaluation/results.json",
+            {"evaluators__understanding__scenes": 20, "audio": {"cfg": 3.0}},
+            "understanding.scenes=20 (not 300)",
+        ),
+    ],
+)
+def test_a_run_of_other_settings_is_told_before_anything_runs(
+    tmp_path, monkeypatch, calls, capsys, file, values, told
+):
+    assert run_main(monkeypatch, "--out", tmp_path, "--only", "warmup") == 0
+    edit(tmp_path / file, **values)
+    calls.clear()
+    assert run_main(monkeypatch, "--out", tmp_path, "--only", "delay", "warmup") == 2
+    error = capsys.readouterr().err
+    assert not calls and error.count("\n") == 1
+    assert "warmed-0 was made with other settings (" in error or "text-0" in file
+    assert told in error and "delete it, or name another --out" in error
+
+
+@pytest.mark.parametrize("seeds", ["0", "-1", "two"])
+def test_a_number_of_seeds_is_one_or_more(monkeypatch, calls, capsys, seeds):
+    with pytest.raises(SystemExit):
+        run_main(monkeypatch, "--seeds", seeds)
+    assert f"'{seeds}' must be a whole number from 1 on" in capsys.readouterr().err
+
+
+GROUPS = [f"string {i}" for i in range(40)]
+
+
+def put(out, variant, seed, errors, asked=1):
+    """A measured run: 40 strings of 10 words with as many errors each, 5 minutes of training."""
+    workdir = out / f"{variant}-{seed}"
+    (workdir / "evaluation").mkdir(parents=True)
+    value = errors / 10
+    figure = {"value": value, "low": value - 0.01, "high": value + 0.02, "count": 40}
+    results = {
+        "seed": asked,
+        "understanding": {"wer": {"digits": figure}},
+        "cfg_sweep": [{"wer": figure}],
+    }
+    (workdir / "evaluation" / "results.json").write_text(json.dumps(results))
+    # some strings are harder than others, in all runs alike
+    tops = [errors + (-1) ** i for i in range(40)]
+    sums = {"wer/digits": {"groups": GROUPS, "tops": tops, "bottoms": [10.0] * 40}}
+    (workdir / "evaluation" / "understanding.sums.json").write_text(json.dumps(sums))
+    config = settings("pretraining", "base")
+    claim_workdir(str(workdir), config)
+    shutil.copy(Path(MINI) / "model.json", workdir)
+    flops = step_flops(config.shapes, rows=4, length=512, windows=24, frozen=()).total
+    lines = [
+        {"step": 10, "model_flops_per_second": flops / 6},
+        {"step": 30, "model_flops_per_second": flops / 12},
+    ]
+    (workdir / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+def tabulated(out, **changes):
+    chosen = {"delay": ablations.ABLATIONS["delay"]._replace(**changes)}
+    text = table.write_tables(str(out), chosen, {"delay": "bagpiper train"})
+    assert (out / "ablations.md").read_text() == text
+    return text, json.loads((out / "ablations.json").read_text())["delay"]
+
+
+def test_minutes_of_a_training_are_its_flops_over_its_speed(tmp_path):
+    put(tmp_path, "base", 0, 1)
+    workdir = str(tmp_path / "base-0")
+    assert table.minutes(workdir) == pytest.approx({10: 1.0, 30: 5.0})
+    (tmp_path / "base-0" / "metrics.jsonl").write_text('{"step": 10}')
+    assert table.minutes(workdir) == {}
+
+
+def test_a_table_has_the_seeds_that_all_variants_have(tmp_path):
+    for seed in (0, 2, 3):
+        put(tmp_path, "base", seed, 1 + seed)
+    text, data = tabulated(tmp_path)
     base, parallel = (line for line in text.splitlines() if line.startswith(("| base", "| par")))
-    assert "| 3 | 0.12 | 20.0 ± 10.0 % | 20.0 ± 10.0 % | – |" in base  # (9,000 + 36,000) / 100 s
-    assert "| 1 | 0.12 | 50.0 % (49.0–52.0)" in parallel
-    data = json.loads((tmp_path / "ablations.json").read_text())
-    assert [f["value"] for f in data["delay"]["base"]["heard strings, WER"]] == [0.1, 0.2, 0.3]
-    assert (tmp_path / "ablations.md").read_text() == text
+    assert "| 2 | 0.08 | 20.0 ± 14.1 % | 20.0 ± 14.1 % | – |" in base  # seed 3 is not in the plan
+    assert parallel.startswith("| parallel | 0 | – | – | – |") and " − base" not in text
+    assert data["seeds"] == [0, 2] and data["differences"]["parallel"]["heard strings, WER"] == []
+    put(tmp_path, "parallel", 1, 5)
+    put(tmp_path, "parallel", 2, 5)
+    text, data = tabulated(tmp_path)
+    base, parallel = (
+        line for line in text.splitlines() if line.startswith(("| base |", "| parallel |"))
+    )
+    assert "| 1 | 0.08 | 30.0 % (29.0–32.0)" in base
+    assert "| 1 | 0.08 | 50.0 % (49.0–52.0)" in parallel
+    assert [f["value"] for f in data["figures"]["base"]["heard strings, WER"]] == [0.3]
+    assert text.endswith("\n```\nbagpiper train\n```\n")
+
+
+def test_differences_are_taken_in_pairs_of_the_same_items(tmp_path):
+    put(tmp_path, "base", 0, 3)
+    put(tmp_path, "parallel", 0, 5)
+    put(tmp_path, "base", 1, 3)
+    put(tmp_path, "parallel", 1, 2, asked=2)  # about other items
+    text, data = tabulated(tmp_path)
+    first, second = (line for line in text.splitlines() if line.startswith("| parallel − base"))
+    # each string differs by two words of ten: whatever is drawn, so do all
+    assert first.startswith("| parallel − base | 0 | **+20.0 (+20.0 to +20.0)** | – |")
+    assert second.startswith("| parallel − base | 1 | – | – |")
+    found = data["differences"]["parallel"]["heard strings, WER"]
+    assert found == [{"value": 0.2, "low": 0.2, "high": 0.2, "count": 40}, None]
+    cell = table.difference_cell
+    assert cell(Interval(-0.012, -0.05, 0.03, 40)) == "−1.2 (−5.0 to +3.0)"
+    assert cell(Interval(-0.012, -0.05, -0.01, 40)) == "**−1.2 (−5.0 to −1.0)**"
+
+
+def test_the_commands_below_a_table_are_those_that_are_run(tmp_path, monkeypatch, calls):
+    monkeypatch.chdir(DIRECTORY.parents[1])
+    for name in ("delay", "warmup"):
+        assert run_main(monkeypatch, "--out", tmp_path / name, "--only", name, "--seeds", "2") == 0
+    ran = {shlex.join(["bagpiper", command, *given]) for command, given in calls}
+    told = {
+        n: ablations.recipe(str(tmp_path / n), ablations.ABLATIONS[n]) for n in ("delay", "warmup")
+    }
+    assert told["delay"].startswith(
+        "bagpiper train --config=experiments/ablations/pretraining.py:VARIANT --config.seed=SEED "
+    )
+    assert len(told["delay"].splitlines()) == 2
+    made = {
+        line.replace("VARIANT", variant).replace("SEED", str(seed))
+        for recipe in told.values()
+        for line in recipe.splitlines()
+        for variant in ("base", "parallel")
+        for seed in range(2)
+    }
+    assert made == ran
 
 
 def test_every_columns_evaluator_is_measured():

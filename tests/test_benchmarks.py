@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from misbehaving_endpoint import Misbehaving
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation import asr
+from bagpiper_jax.evaluation.benchmark_evaluators import mmau_mini
 from bagpiper_jax.evaluation.benchmarks.audio_bench import audio_bench
 from bagpiper_jax.evaluation.benchmarks.choices import official_match, strict_choice
 from bagpiper_jax.evaluation.benchmarks.generation import Reply
@@ -200,6 +202,42 @@ def test_mmau_from_captions_alone(tmp_path):
         mmau(model, data, mode="closed")
 
 
+def test_a_recording_that_was_not_heard_is_not_guessed_at(tmp_path):
+    data = make_mmau(tmp_path)
+    soundfile.write(data / "test-mini-audios" / "q0.wav", np.zeros(8000), RATE)
+    replies = ["", "", "One hears: A minor.", "One hears: calm."]  # nothing is written of a cat
+
+    def guess(prompt):
+        heard = re.search("One hears: (.*)[.]", prompt)
+        return heard[1] if heard else "Man" if "Who speaks?" in prompt else "a cat"
+
+    with Misbehaving(always=guess) as server:
+        llm = make_llm(server, tmp_path)
+        figures, items = mmau(Scripted(replies), str(data), mode="caption", llm=llm, judgements=2)
+        assert len(server.requests) == 3 * 2
+    assert items[0]["llm_prompt"] == "" and "(nothing)" in items[1]["llm_prompt"]
+    assert [v["answer"] for v in items[0]["verdicts"]] == ["", ""]
+    assert figures["not_asked"] == 1 and figures["accuracy"]["official"]["all"].value == 0.75
+    assert figures["samples"]["strict"]["values"] == [0.75, 0.75]
+
+
+def test_where_nothing_could_be_asked_there_are_no_figures(tmp_path):
+    data = make_mmau(tmp_path)
+    for i in range(4):
+        soundfile.write(data / "test-mini-audios" / f"q{i}.wav", np.zeros(8000), RATE)
+    with pytest.raises(UserError, match=r"MMAU choices: none of 4 items.*q0\.wav.*silent"):
+        mmau(Scripted(ANSWERS), str(data))
+
+
+def test_open_answers_alone_are_judged(tmp_path):
+    context = SimpleNamespace(pipeline=Scripted(ANSWERS), seed=1)
+    settings = {"data": str(make_mmau(tmp_path)), "judged": True}
+    with pytest.raises(UserError, match="judged is for mode 'open', not 'choices'"):
+        mmau_mini(context, **settings)
+    with pytest.raises(UserError, match="llm: .*need a language model"):
+        mmau_mini(context, **settings, mode="open")
+
+
 def test_open_mmau_is_judged(tmp_path):
     def judge(prompt):
         right = "Answer to rate: It seems to be" in prompt
@@ -304,5 +342,5 @@ def test_the_mini_model_takes_part(tmp_path):
     figures, items = librispeech(pipe, data, count=1)
     assert items[0]["output"] and figures["wer"]["raw"].count == 1
     ears = asr.Whisper(max_new_tokens=224)
-    figures, items = librispeech_tts(pipe, data, ears, repeats=1, count=1, control=False)
-    assert items[0]["seconds"] > 0 and figures["asr"] == asr.WHISPER
+    figures, items, clips = librispeech_tts(pipe, data, ears, repeats=1, count=1, recordings=False)
+    assert items[0]["seconds"] > 0 and figures["asr"] == asr.WHISPER and len(clips) == 1

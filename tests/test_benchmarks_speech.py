@@ -1,15 +1,17 @@
 """Benchmarks of words heard and spoken, with a scripted model."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-import soundfile
 from benchmark_data import WORDS, Scripted, make_librispeech, make_llm
 from misbehaving_endpoint import Misbehaving
 
 from bagpiper_jax.errors import UserError
-from bagpiper_jax.evaluation import asr
+from bagpiper_jax.evaluation import asr, benchmark_evaluators
 from bagpiper_jax.evaluation.benchmarks import wer
 from bagpiper_jax.evaluation.benchmarks.librispeech import librispeech
+from bagpiper_jax.evaluation.benchmarks.llm import default_llm_config
 from bagpiper_jax.evaluation.benchmarks.tts import librispeech_tts, seed_tts_eval
 
 pytestmark = pytest.mark.usefixtures("no_proxy")
@@ -83,8 +85,7 @@ def test_librispeech_tts(tmp_path):
         return np.zeros(200, np.float32)
 
     model = Scripted(sounds=sounds)
-    kept = tmp_path / "kept"
-    figures, items = librispeech_tts(model, data, ears, audio_dir=str(kept))
+    figures, items, clips = librispeech_tts(model, data, ears, keep=4)
     assert model.prompts[0] == (
         'A person speaks clearly in a quiet room and says: "He hoped there would be stew."'
     )
@@ -95,9 +96,13 @@ def test_librispeech_tts(tmp_path):
     assert rates["mean"] == pytest.approx(4 / 11) and rates["sd"] == pytest.approx(0.3149, abs=1e-3)
     assert figures["wer"]["normalised"].value == pytest.approx(12 / 33)
     assert figures["silent"] == 1 and [i["heard"] for i in items[:2]] == ["", ears.words[200]]
-    assert figures["control"]["wer"]["raw"].value == pytest.approx(10 / 12)
+    assert figures["recordings"]["wer"]["raw"].value == pytest.approx(10 / 12)
+    assert "control" not in figures  # what can be reached is none
     assert figures["asr"] == "ears" and figures["published"][0]["value"] == 0.027
-    assert len(list(kept.iterdir())) == 5 and soundfile.info(items[1]["audio"]).frames == 200
+    assert [item.get("clip") for item in items] == [None, "0", "1", "2", "3", None]
+    assert [len(clips[name]) for name in "0123"] == [200, 100, 200, 300] and len(clips) == 4
+    figures, items, clips = librispeech_tts(model, data, ears, recordings=False, keep=0)
+    assert "recordings" not in figures and not clips and "clip" not in items[1]
     with pytest.raises(UserError, match="no {text}"):
         librispeech_tts(model, data, ears, template="Say it")
     with pytest.raises(UserError, match="repeats"):
@@ -108,13 +113,42 @@ def test_seed_tts_eval_averages_the_utterances(tmp_path):
     (tmp_path / "meta.lst").write_text('a|p|a.wav|Hello there, "you".\nb|p|b.wav|No thanks.\n')
     ears = Ears({100: "hello there you", 200: "yes thanks"})
     model = Scripted(sounds=lambda p, s: np.zeros(100 if "Hello" in p else 200, np.float32))
-    figures, items = seed_tts_eval(model, str(tmp_path), ears, template="Say: {text}", repeats=2)
+    figures, items, clips = seed_tts_eval(
+        model, str(tmp_path), ears, template="Say: {text}", repeats=2
+    )
     assert figures["wer"]["mean_of_utterances"].value == 0.25
     assert figures["wer"]["seed_tts"].value == pytest.approx(1 / 5)
-    assert model.prompts[0] == "Say: Hello there, you." and "control" not in figures
-    assert len(items) == 4
+    assert model.prompts[0] == "Say: Hello there, you." and "recordings" not in figures
+    assert len(items) == len(clips) == 4
     with pytest.raises(UserError, match="'de'"):
         seed_tts_eval(model, str(tmp_path), ears, language="de")
+
+
+def test_the_evaluators_of_speech_keep_clips_that_their_items_name(tmp_path, monkeypatch):
+    data = str(make_librispeech(tmp_path))
+    ears = Ears({100: "he hoped", 4800: WORDS[0]})
+    monkeypatch.setattr(benchmark_evaluators, "Whisper", lambda **settings: ears)
+    model = Scripted(sounds=lambda prompt, seed: np.zeros(100, np.float32))
+    context = SimpleNamespace(pipeline=model, seed=1)
+    found = benchmark_evaluators.librispeech_tts(context, data=data, repeats=2, keep=3)
+    assert [item.get("clip") for item in found.items] == ["0", "1", "2", None]
+    assert set(found.clips) == {"0", "1", "2"} and "recordings" in found.figures
+    (tmp_path / "meta.lst").write_text("a|p|a.wav|He hoped.\n")
+    settings = {"data": str(tmp_path / "meta.lst"), "recordings": False}
+    found = benchmark_evaluators.seed_tts_eval(context, **settings, repeats=1)
+    assert set(found.clips) == {"0"} and found.items[0]["clip"] == "0"
+
+
+def test_words_are_taken_out_of_captions_alone(tmp_path):
+    context = SimpleNamespace(pipeline=Scripted(["He speaks."] * 2), seed=1)
+    settings = {"data": str(make_librispeech(tmp_path)), "by_llm": True}
+    with pytest.raises(UserError, match="llm: by_llm needs a language model"):
+        benchmark_evaluators.librispeech_words(context, **settings)
+    llm = default_llm_config().to_dict()
+    with pytest.raises(UserError, match="leave out question, or by_llm"):
+        benchmark_evaluators.librispeech_words(context, **settings, llm=llm, question="What?")
+    unasked = benchmark_evaluators.librispeech_words(context, data=settings["data"], llm=llm)
+    assert "wer_by_llm" not in unasked.figures and "llm" not in unasked.figures
 
 
 def test_whisper_from_a_directory(tmp_path):

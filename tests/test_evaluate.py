@@ -1,7 +1,6 @@
-"""`bagpiper evaluate` as a whole: config, registry, resuming, refusing."""
+"""`bagpiper evaluate` as a whole: resuming, refusing."""
 
 import dataclasses
-import importlib.util
 import json
 import os
 import shutil
@@ -13,108 +12,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from generation import same
-from ml_collections import ConfigDict
 from probe_oracle import SEED, tone_corpus
 from scripted_model import ScriptedEars, ScriptedPipeline
 
 from bagpiper_jax import files
-from bagpiper_jax.cli import main
 from bagpiper_jax.errors import UserError
-from bagpiper_jax.evaluation import asr, config, context, evaluate, mini_probes, registry, workdir
+from bagpiper_jax.evaluation import asr, config, context, evaluate, mini_probes, report, workdir
 from bagpiper_jax.evaluation import text_metrics as metrics
 from bagpiper_jax.evaluation.context import Outcome
+from bagpiper_jax.evaluation.figures import Evaluation
 from bagpiper_jax.evaluation.remembering import RememberingEngine
 from bagpiper_jax.inference.sampling import TEXT
 from bagpiper_jax.json_lines import Journal
 
 EXPERIMENT = config.experiment("evaluate_mini")
-
-
-# Settings
-
-
-def test_every_evaluator_of_the_registry_is_there_and_its_settings_have_defaults():
-    for name in registry.EVALUATORS:
-        settings = registry.settings(name)
-        json.dumps(settings)
-        assert registry.find(name).__doc__
-
-
-@pytest.mark.parametrize("size", ["full", "quick"])
-def test_the_experiment_names_every_setting(size):
-    """A setting that the file leaves out could not be overridden."""
-    spec = importlib.util.spec_from_file_location("experiment", EXPERIMENT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    given = module.get_config(size)
-    for name, values in given.evaluators.items():
-        if values.use:
-            assert set(values) == {"use", *registry.settings(values.use)}, name
-    chosen = config.load_config(f"{EXPERIMENT}:{size}")
-    assert [i.use for i in chosen.evaluators][:3] == ["understanding", "understanding", "rendering"]
-
-
-def test_overrides_reach_the_evaluators_and_an_empty_use_leaves_one_out():
-    overrides = ["--config.evaluators.unseen.scenes=50", "--config.evaluators.cfg_sweep.use="]
-    found = config.load_config(EXPERIMENT, ["--config.checkpoint=my_model", *overrides])
-    by_name = {i.name: i for i in found.evaluators}
-    assert found.checkpoint == "my_model" and by_name["unseen"].settings["scenes"] == 50
-    assert by_name["unseen"].settings["split"] == "test_b" and "cfg_sweep" not in by_name
-
-
-@pytest.mark.parametrize(
-    "change, told",
-    [
-        ({"evaluators": {}}, "nothing to evaluate"),
-        (
-            {"evaluators": {"a": {"use": "understand"}}},
-            "no evaluator 'understand'; there are under",
-        ),
-        ({"evaluators": {"a": {"use": "codec", "prompt": 3}}}, r"a\.prompt.*it has prompts"),
-        (
-            {"evaluators": {"a": {"use": "codec", "prompts": "3"}}},
-            r"a\.prompts must be of type int",
-        ),
-        ({"evaluators": {"a": {"use": "codec", "prompts": True}}}, "must be of type int"),
-        ({"evaluators": {"a": {"use": "guidance", "cfgs": 3.0}}}, "must be of type tuple"),
-        ({"evaluators": {"a": {"prompts": 3}}}, r"evaluators\.a\.use must name an evaluator"),
-        ({"evaluators": {"date": {"use": "codec"}}}, "choose another name"),
-        ({"evaluators": {"a/b": {"use": "codec"}}}, "choose another name"),
-        ({"sead": 1}, "sead: there must be checkpoint, corpus, seed, evaluators"),
-        ({"seed": "1"}, "seed must be of type int"),
-    ],
-)
-def test_what_is_mistyped_is_named_with_what_there_is(change, told):
-    values = {"checkpoint": "", "corpus": "", "seed": 1, "evaluators": {"codec": {"use": "codec"}}}
-    with pytest.raises(UserError, match=told):
-        config.from_config_dict(ConfigDict({**values, **change}))
-
-
-def test_the_command_line_tells_a_mistyped_setting(capsys, tmp_path):
-    argv = ["evaluate", "--workdir", str(tmp_path / "out")]
-    assert main([*argv, "--config.evaluators.understanding.scens=3"]) == 2
-    told = capsys.readouterr().err
-    assert "scens" in told and '"scenes"' in told and told.count("\n") == 1
-    assert main([*argv, "--compare", "a"]) == 2 and main([*argv, "--compare", "a", "a"]) == 2
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_missing_package_is_told_by_the_evaluator_that_needs_it_alone(monkeypatch):
-    monkeypatch.setitem(sys.modules, "visqol", None)
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "visqol" else found(name)
-    )
-    registry.require("understanding")
-    with pytest.raises(UserError, match=r"codec needs the package visqol.*bagpiper_jax\[eval\]"):
-        registry.require("codec")
-    entry = registry.Entry("no_such_package.module:function", extra="large")
-    monkeypatch.setitem(registry.EVALUATORS, "far", entry)
-    with pytest.raises(UserError, match=r"far needs the package no_such_package.*\[large\]"):
-        registry.find("far")
-
-
-# Resuming
 
 
 class Killed(BaseException):
@@ -313,6 +224,45 @@ def test_figures_of_a_benchmark_go_with_its_files(tmp_path):
     assert workdir.read_outcome(*done) == {"accuracy": 0.5}
 
 
+def test_results_name_the_judges_that_were_asked_and_other_versions(
+    scripted, monkeypatch, tmp_path
+):
+    out, fewer = tmp_path / "out", ["--config.evaluators.cfg_sweep.use="]
+    alone = scripted.run(tmp_path / "alone", *fewer, "--config.evaluators.rendering.use=")
+    assert alone["judges"] == alone["versions_of"] == {}
+    begun = scripted.run(out, *fewer)
+    assert begun["judges"] == {"whisper": asr.WHISPER} and begun["versions_of"] == {}
+    assert "judges" not in json.loads((out / "run.json").read_text())
+    now = {**begun["versions"], "faster-whisper": "99"}
+    monkeypatch.setattr(asr, "versions", lambda: now)
+    resumed = scripted.run(out)
+    assert resumed["versions"] == begun["versions"]
+    assert resumed["versions_of"] == {"cfg_sweep": now}
+    page = report._footnotes(Evaluation("this run", resumed))
+    assert "Versions of cfg_sweep: " in page and "faster-whisper 99" in page
+    assert f"Judges: {asr.WHISPER}." in page
+    assert "Judges:" not in report._footnotes(Evaluation("this run", alone))
+    done = json.loads((out / "rendering.json").read_text())
+    del done["versions"]  # of an evaluation that was made before they were kept
+    (out / "rendering.json").write_text(json.dumps(done))
+    assert scripted.run(out)["versions_of"] == {"cfg_sweep": now}
+
+
+@pytest.mark.parametrize("damage", ["{}", "[]", "", '{"use": 1, "settings": [], "figures": 1}'])
+def test_damaged_files_of_an_evaluator_are_named(tmp_path, damage):
+    (tmp_path / "words.json").write_text(damage)
+    with pytest.raises(UserError, match=r"words\.json is damaged.*delete it and evaluate again"):
+        workdir.read_outcome(str(tmp_path), "words", "understanding", {})
+
+
+@pytest.mark.parametrize("damage", ['{"wer": {}}', '{"wer": 1}', "[]", ""])
+def test_damaged_sums_are_named(tmp_path, damage):
+    (tmp_path / "words.sums.json").write_text(damage)
+    told = r"words\.sums\.json is damaged.*delete it and words\.json beside it, and evaluate again"
+    with pytest.raises(UserError, match=told):
+        workdir.read_sums(str(tmp_path), "words")
+
+
 def test_two_evaluations_in_one_workdir_are_refused(scripted, tmp_path):
     with Journal(tmp_path / "out" / "outputs.jsonl"), pytest.raises(UserError, match="another pro"):
         scripted.run(tmp_path / "out")
@@ -327,6 +277,15 @@ def test_sampling_is_chosen_once_and_before_anything_is_measured(scripted, tmp_p
     assert scripted.run(tmp_path / "out", choose=True) == results
     assert (scripted.checkpoint / "sampling_trials.json").stat().st_mtime_ns == trials
     assert "was chosen when" in capsys.readouterr().out
+
+
+def test_sampling_cannot_be_chosen_for_an_evaluation_that_was_begun_without(scripted, tmp_path):
+    out = tmp_path / "out"
+    scripted.run(out)
+    before = contents(out)
+    with pytest.raises(UserError, match="begun without --choose-sampling: name another workdir"):
+        scripted.run(out, choose=True)
+    assert contents(out) == before and not (scripted.checkpoint / "sampling.json").exists()
 
 
 def test_descriptions_of_many_scenes_are_not_held_in_memory(corpus, monkeypatch):

@@ -24,26 +24,36 @@ def interval(value, low=0.0, high=1.0, count=9):
 
 
 def test_figures_become_rows_with_their_controls():
+    paper = {"model": "Bagpiper", "params": "8B", "value": 0.745, "source": "arXiv 2602.05220"}
     results = {
         "seed": 1,
         "listening": {
             "split": "dev",
-            "scenes": 9,
+            "not_asked": 9,
+            "judged": True,
             "wer": {"digits": interval(0.1)},
             "distance": 2.5,
+            "published": [paper],
             "control": {"wer": {"digits": interval(1.2)}},
         },
-        "sweep": [{"cfg": 1.5, "wer": interval(0.3)}, {"cfg": 2, "wer": interval(0.2)}],
+        "sweep": [
+            {"cfg": 1.5, "wer": interval(0.3), "control": {"wer": interval(0.9)}},
+            {"cfg": 2, "wer": interval(0.2)},
+        ],
     }
-    found = [(r.name, r.label, tables.interval_text(r.value)) for r in tables.rows(results)]
-    assert found == [
-        ("listening", "wer / digits", "0.100 [0.000, 1.000]"),
-        ("listening", "distance", "2.500"),
-        ("sweep", "cfg 1.5 / wer", "0.300 [0.000, 1.000]"),
-        ("sweep", "cfg 2 / wer", "0.200 [0.000, 1.000]"),
+    rows = [
+        ("listening", "not_asked", "9", None),
+        ("listening", "wer / digits", "0.100 [0.000, 1.000]", interval(1.2)),
+        ("listening", "distance", "2.500", None),
+        ("listening", "published / Bagpiper, 8B, arXiv 2602.05220", "0.745", None),
+        ("sweep", "cfg 1.5 / wer", "0.300 [0.000, 1.000]", interval(0.9)),
+        ("sweep", "cfg 2 / wer", "0.200 [0.000, 1.000]", None),
     ]
-    controls = [row.control for row in tables.rows(results)]
-    assert controls == [interval(1.2), None, None, None]
+    found = list(tables.rows(results))
+    assert [(r.name, r.label, tables.interval_text(r.value), r.control) for r in found] == rows
+    assert all(tables.at(results[r.name], r.path) == r.value for r in found)
+    text = tables.results_markdown(results)
+    assert "| listening | published / Bagpiper, 8B, arXiv 2602.05220 | 0.745 |" in text
 
 
 def test_an_evaluator_without_a_section_is_shown_with_figures_and_clips(tmp_path):

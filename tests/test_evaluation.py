@@ -325,7 +325,9 @@ def test_the_control_is_other_audio_of_the_same_sort(corpus):
     others = mini_probes.others(scenes)
     sorts = [any(e.kind in SPELLED for e in scene.events) for scene in scenes]
     assert all(i != j and sorts[i] == sorts[j] for i, j in enumerate(others))
-    assert 0 < sum(sorts) < 40 and len(set(others)) == 40
+    words = [[e.text for e in scene.events if e.kind in SPELLED] for scene in scenes]
+    assert all(words[i] != words[j] for i, j in enumerate(others) if sorts[i])
+    assert 0 < sum(sorts) < 40 and len(set(others)) >= 38  # a string said twice is passed over
     one = scenes[sorts.index(True)]
     assert mini_probes.others([one, scenes[sorts.index(False)]]) == [1, 0]
 

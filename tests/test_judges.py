@@ -12,6 +12,8 @@ from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation.benchmarks import judges
 from bagpiper_jax.evaluation.benchmarks.air_bench import air_bench_chat, air_bench_figures
 from bagpiper_jax.evaluation.benchmarks.llm import ask_all
+from bagpiper_jax.evaluation.benchmarks.scores import repeated
+from bagpiper_jax.evaluation.text_metrics import paired_difference
 from bagpiper_jax.evaluation.workdir import to_json
 from bagpiper_jax.simulation.client import BadAnswer
 
@@ -159,3 +161,11 @@ def test_settings_of_the_judge(tmp_path):
                 make_llm(server, tmp_path, **change)
         with pytest.raises(UserError, match="once at least"):
             judges.grouped(make_llm(server, tmp_path), ["x"], str, 0, "x")
+
+
+def test_scores_given_several_times_can_be_compared_in_pairs():
+    first = repeated([[4, 6], [10, 10], [2, 2]], highest=10)
+    assert first["score"][:1] == (17 / 3,) and first["samples"]["values"] == [16 / 3, 6]
+    other = repeated([[6, 6], [10, 10], [3, 3]], highest=10)
+    found = paired_difference(first["score"].sums, other["score"].sums)
+    assert found.value == pytest.approx(2 / 3) and found.count == 3

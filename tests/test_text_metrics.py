@@ -99,6 +99,24 @@ def test_perfect_and_wholly_wrong_results_are_no_proof_of_perfection():
     assert metrics.bootstrap_ratio([0] * 60, [3] * 60, groups=same).high == 0.5
 
 
+def test_scenes_with_nothing_of_the_kind_are_no_proof_and_not_counted():
+    rate = metrics.bootstrap_ratio([0] * 60, [1] * 6 + [0] * 54)
+    assert rate == (0, 0, 0.5, 6) and rate.sums.groups == list("012345")
+    music = [({"music"}, {"music"})] * 6 + [(set(), set())] * 54
+    assert metrics.events_f1(music) == (1, 0.5, 1, 6)
+    grouped = metrics.bootstrap_ratio([0] * 4, [1, 1, 0, 0], groups=["a", "b", "c", "c"])
+    assert grouped.sums.groups == ["'a'", "'b'"]
+    found = metrics.paired_difference(rate.sums, rate.sums)
+    assert found == (0, -0.5, 0.5, 6)
+
+
+def test_a_scale_has_its_own_end():
+    marks = metrics.bootstrap_ratio([10.0] * 6, [1] * 6, highest=10)
+    assert marks == (10, 5, 10, 6)
+    assert metrics.bootstrap_ratio([1.0] * 6, [1] * 6, highest=10)[:3] == (1, 1, 1)
+    assert metrics.paired_difference(marks.sums, marks.sums) == (0, -5, 5, 6)
+
+
 def test_f1_is_micro_over_scenes():
     value, low, high, count = metrics.events_f1(
         [({"rain", "a gong"}, {"rain"}), ({"rain"}, {"rain", "wind"}), ({"wind"}, set())]

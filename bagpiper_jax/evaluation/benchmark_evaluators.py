@@ -31,14 +31,18 @@ def mmau_mini(
     count: int = 0,
 ) -> Outcome:
     """MMAU's test-mini: choices shown, open (`judged`: by `llm` too), or from captions alone."""
-    asked = mode == "caption" or (mode == "open" and judged)
+    if judged and mode != "open":
+        raise UserError(f"config key judged is for mode 'open', not {mode!r}: set it to False")
+    reader = None
+    if judged or mode == "caption":
+        reader = _needed(llm, "mode 'caption' and judged answers need a language model")
     return Outcome(
         *mmau.mmau(
             context.pipeline,
             _path(data),
             mode=mode,
             caption_question=caption_question,
-            llm=_llm(llm) if asked else None,
+            llm=reader,
             judgements=judgements,
             count=count,
             seed=context.seed,
@@ -55,9 +59,7 @@ def air_bench_chat(
     count: int = 0,
 ) -> Outcome:
     """AIR-Bench's chat, judged against the reference in both orders."""
-    judge = _llm(llm)
-    if judge is None:
-        raise UserError("config key llm: AIR-Bench needs a language model that judges")
+    judge = _needed(llm, "AIR-Bench needs a language model that judges")
     found = air_bench.air_bench_chat(
         context.pipeline,
         _path(data),
@@ -102,17 +104,18 @@ def librispeech_words(
     data: str = "",
     subset: str = "test-clean",
     question: str = "",
+    by_llm: bool = False,
     llm: Mapping[str, Any] | None = None,
     count: int = 0,
 ) -> Outcome:
-    """LibriSpeech: what the model writes down."""
+    """LibriSpeech: what the model writes down; `by_llm`: taken out of captions by `llm` too."""
     return Outcome(
         *librispeech.librispeech(
             context.pipeline,
             _path(data),
             subset=subset,
             question=question,
-            llm=_llm(llm),
+            llm=_needed(llm, "by_llm needs a language model") if by_llm else None,
             count=count,
             seed=context.seed,
         )
@@ -128,9 +131,12 @@ def librispeech_tts(
     modalities: Sequence[str] = ("audio",),
     recogniser: str = "",
     repeats: int = 3,
+    recordings: bool = True,
+    keep: int = 8,
     count: int = 0,
 ) -> Outcome:
-    """LibriSpeech's sentences, spoken by the model; `recogniser`: directory of a Whisper."""
+    """LibriSpeech's sentences, spoken by the model; `recogniser`: directory of a Whisper, which
+    hears the true `recordings` too; `keep` clips."""
     return _spoken(
         context,
         tts.librispeech_tts,
@@ -140,6 +146,8 @@ def librispeech_tts(
         template=template,
         modalities=modalities,
         repeats=repeats,
+        recordings=recordings,
+        keep=keep,
         count=count,
     )
 
@@ -153,9 +161,12 @@ def seed_tts_eval(
     modalities: Sequence[str] = ("audio",),
     recogniser: str = "",
     repeats: int = 3,
+    recordings: bool = True,
+    keep: int = 8,
     count: int = 0,
 ) -> Outcome:
-    """Seed-TTS-Eval's sentences, spoken by the model; `recogniser`: directory of a Whisper."""
+    """Seed-TTS-Eval's sentences, spoken by the model; `recogniser`: directory of a Whisper, which
+    hears the true `recordings` too, where the list names them; `keep` clips."""
     return _spoken(
         context,
         tts.seed_tts_eval,
@@ -165,6 +176,8 @@ def seed_tts_eval(
         template=template,
         modalities=modalities,
         repeats=repeats,
+        recordings=recordings,
+        keep=keep,
         count=count,
     )
 
@@ -182,6 +195,13 @@ def _path(data: str) -> str:
     if not data:
         raise UserError("config key data: name where the benchmark's files lie")
     return data
+
+
+def _needed(section: Mapping[str, Any] | None, why: str) -> LLM:
+    llm = _llm(section)
+    if llm is None:
+        raise UserError(f"config key llm: {why}")
+    return llm
 
 
 def _llm(section: Mapping[str, Any] | None) -> LLM | None:

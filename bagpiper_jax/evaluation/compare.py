@@ -77,37 +77,45 @@ def compare(directories: Sequence[str], out: str) -> str:
 
 def compared(runs: Sequence[Run]) -> list[Line]:
     """Every figure that a run has, in the order of the first run that has it."""
-    found: dict[tuple[str, tuple[str, ...]], str] = {}
-    for run in runs:
-        for row in tables.rows(run.results):
-            found.setdefault((row.name, row.path), row.label)
-    names = dict.fromkeys(name for name, _ in found)
-    sums = {
-        (run.directory, name): workdir.read_sums(run.directory, name)
-        for run in runs
-        for name in names
-    }
+    of_runs = [{(row.name, row.path): row for row in tables.rows(run.results)} for run in runs]
+    found = {key: row.label for of_run in reversed(of_runs) for key, row in of_run.items()}
+    names = dict.fromkeys(name for of_run in of_runs for name, _ in of_run)
     lines = []
     for name in names:
-        for path, label in ((p, label) for (n, p), label in found.items() if n == name):
-            values = [tables.at(run.results.get(name), path) for run in runs]
-            of_runs = [sums[run.directory, name].get("/".join(path)) for run in runs]
-            differences: list[text_metrics.Interval | None] = [None]
-            for run, other in zip(runs[1:], of_runs[1:]):
-                paired = other and of_runs[0] and _same_items(runs[0], run, name)
-                differences.append(
-                    text_metrics.paired_difference(of_runs[0], other) if paired else None
-                )
-            control = tables.at(runs[0].results.get(name), (tables.CONTROL, *path))
-            lines.append(Line(name, label, values, differences, control))
+        sums = [workdir.read_sums(run.directory, name) for run in runs]
+        paired = [same_items(runs[0], run, name) for run in runs]
+        for key in (key for of_run in of_runs for key in of_run if key[0] == name):
+            if key not in found:
+                continue
+            mine = [of_run.get(key) for of_run in of_runs]
+            first, *others = (of_run.get("/".join(key[1])) for of_run in sums)
+            differences = [
+                text_metrics.paired_difference(first, other) if first and other and same else None
+                for other, same in zip(others, paired[1:])
+            ]
+            values = [row.value if row else None for row in mine]
+            control = mine[0].control if mine[0] else None
+            lines.append(Line(name, found.pop(key), values, [None, *differences], control))
     return lines
 
 
-def _same_items(first: Run, other: Run, name: str) -> bool:
-    """Whether an evaluator had the same items in both runs: a function of these."""
-    return all(
-        tables.at(first.results, path) == tables.at(other.results, path)
-        for path in (("seed",), ("evaluators", name), ("files", "clips.tsv"))
+def same_items(first: Run, other: Run, name: str) -> bool:
+    """Whether an evaluator had the same items in both runs: a function of its settings, the seed
+    and the files that they come from.
+
+    Raises:
+      UserError: a file of a run is damaged.
+    """
+    paths = (("seed",), ("evaluators", name), ("files", "clips.tsv"))
+    data = [
+        (workdir.read_json(os.path.join(run.directory, f"{name}.json")) or {}).get("data")
+        for run in (first, other)
+    ]
+    recordings = {tables.at(run.results, ("files", "recordings")) for run in (first, other)}
+    return (
+        all(tables.at(first.results, path) == tables.at(other.results, path) for path in paths)
+        and data[0] == data[1]
+        and len(recordings - {None}) <= 1  # earlier results do not tell
     )
 
 

@@ -99,6 +99,8 @@ def from_config_dict(config: ConfigDict) -> EvaluationConfig:
     for name, kind in (("checkpoint", str), ("corpus", str), ("seed", int), ("evaluators", dict)):
         if not isinstance(values[name], kind):
             raise UserError(f"config key {name} must be of type {kind.__name__}")
+    if values["seed"] < 0:
+        raise UserError(f"config key seed must be 0 or more: {values['seed']}")
     instances = (_instance(name, value) for name, value in values["evaluators"].items())
     # an ml_collections config has no order of its own: that of the registry
     order = list(registry.EVALUATORS)
@@ -135,18 +137,27 @@ def _instance(name: str, values: Any) -> Instance | None:
             f"it has {', '.join(known)}"
         )
     for key, value in given.items():
-        if not _fits(value, known[key]):
-            kind = type(known[key]).__name__
-            raise UserError(f"config key {where}.{key} must be of type {kind}: {value!r}")
+        if wanted := _wanted(value, known[key]):
+            raise UserError(f"config key {where}.{key} must be {wanted}: {value!r}")
     return Instance(name, use, json.loads(json.dumps(known | given)))
 
 
+def _wanted(value: Any, default: Any) -> str:
+    """What must stand in place of a default, where the value is something else; "" where not."""
+    if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list)):
+        kinds = default[:1]  # members are alike; where there is no default, the evaluator knows
+        if kinds and not (value and all(_fits(member, *kinds) for member in value)):
+            return f"a tuple of one {type(*kinds).__name__} or more"
+        return ""
+    if not _fits(value, default):
+        return f"of type {type(default).__name__}"
+    return "0 or more" if type(value) is int and value < 0 else ""
+
+
 def _fits(value: Any, default: Any) -> bool:
-    """Whether a value may stand in place of a default."""
+    """Whether a value has the type of a default."""
     if default is None:
         return True
-    if isinstance(default, (tuple, list)):
-        return isinstance(value, (tuple, list))
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)
     return isinstance(value, (int, float) if isinstance(default, float) else type(default))

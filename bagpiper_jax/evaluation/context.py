@@ -27,7 +27,8 @@ class Outcome:
 
     Attributes:
       figures: nested by name; its leaves are `text_metrics.Interval` or plain numbers. What stands
-        under "control" is what chance, or another scene's audio, gives: nested as the rest is.
+        under "control" is what chance, or another scene's audio, gives: nested as what is beside
+        it.
       items: one object per scene or clip, for the page and for reading.
       clips: audio to keep, float32 [S] at 16 kHz, by name; an item shows one that its "clip" names.
     """

@@ -39,7 +39,7 @@ def evaluate(config: EvaluationConfig, directory: str, *, choose: bool = False) 
 
     Raises:
       UserError: a package is missing, the checkpoint does not load, or the directory holds an
-        evaluation of other weights, files or settings.
+        evaluation of other weights, files or settings, or one for which no sampling was chosen.
     """
     if choose and config.audio:
         raise UserError("settings of config.audio would hide what --choose-sampling chooses")
@@ -51,10 +51,8 @@ def evaluate(config: EvaluationConfig, directory: str, *, choose: bool = False) 
         context = Context(
             config.checkpoint, config.corpus, config.seed, outputs, weights, config.audio
         )
-        if choose and os.path.exists(os.path.join(directory, workdir.HEAD_FILE)):
-            print("the sampling was chosen when this evaluation was begun", flush=True)
-        elif choose:
-            _choose(context)
+        if choose:
+            _choose(context, directory)
         head = workdir.open_head(directory, context, weights)
         for instance in config.evaluators:  # what does not fit is told before anything runs
             workdir.read_outcome(directory, *instance)
@@ -65,8 +63,11 @@ def evaluate(config: EvaluationConfig, directory: str, *, choose: bool = False) 
             if not done:
                 outcome = registry.find(instance.use)(context, **instance.settings)
                 workdir.write_outcome(directory, *instance, outcome)
+        names = [i.name for i in config.evaluators]
         results = {
             **head,
+            "judges": registry.judges(i.use for i in config.evaluators),
+            "versions_of": workdir.versions_of(directory, names, head.get("versions")),
             "evaluators": {i.name: {"use": i.use, **i.settings} for i in config.evaluators},
             **{i.name: workdir.read_outcome(directory, *i) for i in config.evaluators},
         }
@@ -77,7 +78,17 @@ def evaluate(config: EvaluationConfig, directory: str, *, choose: bool = False) 
     return results
 
 
-def _choose(context: Context) -> None:
+def _choose(context: Context, directory: str) -> None:
+    """Chooses the sampling, unless that was done before the evaluation was begun."""
+    begun = workdir.read_json(os.path.join(directory, workdir.HEAD_FILE))
+    if begun is not None:
+        if not str(begun.get("sampling_source")).startswith("chosen"):
+            raise UserError(
+                f"{directory} was begun without --choose-sampling: name another workdir, or leave "
+                "the flag out"
+            )
+        print("the sampling was chosen when this evaluation was begun", flush=True)
+        return
     chosen = choose_sampling(
         context.pipeline,
         context.corpus,

@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.evaluation import tables
 from bagpiper_jax.release import weights_digest
 
 RESULTS_FILE = "results.json"
@@ -67,10 +68,7 @@ class Evaluation:
 
     def get(self, *path: str) -> Any:
         """A part of the results, or None where it was not measured."""
-        value: Any = self.results
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
+        return tables.at(self.results, path)
 
 
 def committed(checkpoint: str) -> list[Evaluation]:

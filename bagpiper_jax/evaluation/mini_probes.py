@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation import text_metrics
+from bagpiper_jax.evaluation.controls import next_others
 from bagpiper_jax.evaluation.text_metrics import DIGITS, Errors, align_quotes
 from bagpiper_jax.input_pipeline.scenes import (
     Corpus,
@@ -84,7 +85,7 @@ def understanding_probe(
     """Captions of held-out scenes, scored against the scenes.
 
     The control scores each scene against the caption written for another one, so for other audio:
-    what it gets right there, it guessed. A scene with a spelled string meets another with one.
+    what it gets right there, it guessed. A scene with a spelled string meets one with another.
 
     Args:
       generator: a pipeline.
@@ -132,13 +133,17 @@ def understanding_probe(
 
 
 def others(scenes: Sequence[Scene]) -> list[int]:
-    """For each scene, the next one with or without a spelled string like itself; never itself."""
-    spelled = [any(event.kind in SPELLED for event in scene.events) for scene in scenes]
-    count, out = len(scenes), []
-    for i in range(count):
-        order = [(i + step) % count for step in range(1, count)]
-        out.append(next((j for j in order if spelled[j] == spelled[i]), order[0]))
-    return out
+    """For each scene the next one that has a spelled string too, of other words, or has none too.
+
+    The next one of all where there is none such; never the scene itself.
+    """
+    words = [[e.text for e in s.events if e.kind in SPELLED] for s in scenes]
+
+    def fits(i: int, j: int) -> bool:
+        return bool(words[i]) == bool(words[j]) and (not words[i] or words[i] != words[j])
+
+    found = next_others(len(scenes), fits)
+    return [(i + 1) % len(scenes) if j is None else j for i, j in enumerate(found)]
 
 
 def score_caption(scene: Scene, text: str, names: Iterable[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ The judges know nothing of the model, but for its own caption of what it rendere
 from __future__ import annotations
 
 import functools
-import itertools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from tqdm import tqdm
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation import asr, listening, text_metrics
 from bagpiper_jax.evaluation.codec_eval import reconstruct
+from bagpiper_jax.evaluation.controls import next_others
 from bagpiper_jax.evaluation.embeddings import EncoderMeans, Voices
 from bagpiper_jax.evaluation.frechet import halved_distances
 from bagpiper_jax.evaluation.mini_probes import (
@@ -27,15 +28,13 @@ from bagpiper_jax.evaluation.mini_probes import (
     others,
     score_caption,
 )
-from bagpiper_jax.evaluation.rendering_probe import Spoken, errors_by_kind, normal_form
-from bagpiper_jax.evaluation.text_metrics import Interval, count_errors, word_error_rate
+from bagpiper_jax.evaluation.rendering_probe import Spoken, errors_by_kind, errors_of
+from bagpiper_jax.evaluation.text_metrics import Interval, word_error_rate
 from bagpiper_jax.input_pipeline.scenes import Corpus, Scene, plan_scene, render_scene
 
-# The scene's own audio, that through the codec, what the model renders; and the own audio of
-# another scene, which what depends on the scene must fall to.
-SIDES = ("original", "codec", "rendered", "other")
+SIDES = ("original", "codec", "rendered")  # the scene's own audio, that through the codec, ours
 # What belongs to no scene falls to white noise of the scene's length and level.
-CLIPS = ("original", "codec", "rendered", "noise")
+CLIPS = (*SIDES, "noise")
 OTHER_PROFILE = {"scene": "spelling"}  # another set of real scenes, else "scene"
 
 
@@ -113,7 +112,8 @@ def quality_probe(
           another profile, and `embedding` its name;
         `captions`: side → errors of the model's own captions of the clips against the scene;
         `tags`: side → F1 of speech and of music told by the tagger, where the scene has voices,
-          and a bed of music. Some sounds are music to a tagger: see what it says of "original".
+          and a bed of music. Some sounds are music to a tagger: see what it says of "original";
+        `control`: what another scene's clip gives, of `mos` noise, of `voice` another voice.
       one item per scene;
       the rendered clips in the same order, float32 [S] at 16 kHz.
 
@@ -141,16 +141,12 @@ def quality_probe(
     }
     describe = functools.partial(describe_audible, generator, sampling["text"], seed)
     asked = clips | {"rendered": rendered}  # what ended at once has no caption, not silence's
-    written = {side: in_chunks(describe, asked[side], f"describe {side}") for side in SIDES[:3]}
+    written = {side: in_chunks(describe, asked[side], f"describe {side}") for side in SIDES}
     tags = {
-        side: [judges.tagger(wav) for wav in _bar(clips[side], f"tags: {side}")]
-        for side in SIDES[:3]
+        side: [judges.tagger(wav) for wav in _bar(clips[side], f"tags: {side}")] for side in SIDES
     }
-    for found in (written, tags):
-        found["other"] = [found["original"][j] for j in swap]
-
     heard = {
-        name: _hear(recogniser, clips, spoken, one_voice, name)
+        name: _hear(recogniser, clips, spoken, name)
         for name, recogniser in judges.recognisers.items()
     }
     mos = {
@@ -160,28 +156,39 @@ def quality_probe(
     voice: dict[str, list[float | None]] = {}
     if judges.voices is not None:
         voice = _voices(judges.voices, clips, spoken, [s.scene for s in one_voice])
+    spoken_swap = others([s.scene for s in one_voice])
+    means = {side: _mean(values, seed) for side, values in mos.items()}
     figures: dict[str, Any] = {
         "split": split,
         "profile": profile,
         "scenes": count,
         "one_voice": len(spoken),
         "ended_at_once": sum(not len(wav) for wav in rendered),
-        "wer": {
-            name: {side: _word_errors(one_voice, texts, seed) for side, texts in sides.items()}
-            for name, sides in heard.items()
-        },
-        "mos": {"judge": listening.DNSMOS, **{side: _mean(v, seed) for side, v in mos.items()}},
+        **_of_scenes(corpus, scenes, one_voice, written, tags, heard, seed),
+        "mos": {"judge": listening.DNSMOS, **means},
         "frechet": _frechet(judges.features, corpus, clips, split, profile, seed),
-        "captions": {side: _caption_errors(corpus, scenes, written[side], seed) for side in SIDES},
-        "tags": {
-            "judge": judges.tagger.name,
-            **{side: _tag_f1(scenes, tags[side], seed) for side in SIDES},
+        "control": {
+            **_of_scenes(
+                corpus,
+                scenes,
+                one_voice,
+                {side: [texts[j] for j in swap] for side, texts in written.items()},
+                {side: [found[j] for j in swap] for side, found in tags.items()},
+                {
+                    name: {side: [texts[j] for j in spoken_swap] for side, texts in by.items()}
+                    for name, by in heard.items()
+                },
+                seed,
+            ),
+            "mos": dict.fromkeys(SIDES, means["noise"]),
         },
     }
+    figures["tags"]["judge"] = judges.tagger.name
     if judges.voices is not None:
         known = {side: [v for v in values if v is not None] for side, values in voice.items()}
         means = {side: _mean(values, seed) for side, values in known.items() if values}
         figures["voice"] = {"embedding": judges.voices.name, **means}
+        figures["control"]["voice"] = dict.fromkeys(SIDES, means.get("another_voice"))
     place = {i: k for k, i in enumerate(spoken)}
     items = [
         {
@@ -192,15 +199,29 @@ def quality_probe(
             "index": scene.index,
             "caption": scene.caption,
             "truth": _said(scene),
-            "seconds": {side: round(len(clips[side][i]) / 16_000, 2) for side in SIDES[:3]},
-            "captions": {side: written[side][i] for side in SIDES[:3]},
-            "tags": {side: sorted(tags[side][i]) for side in SIDES[:3]},
+            "seconds": {side: round(len(clips[side][i]) / 16_000, 2) for side in SIDES},
+            "captions": {side: written[side][i] for side in SIDES},
+            "tags": {side: sorted(tags[side][i]) for side in SIDES},
             "control": {"of": scenes[swap[i]].index},
         }
         | (_of_speech(place[i], heard, mos, voice) if i in place else {})
         for i, scene in enumerate(scenes)
     ]
     return figures, items, rendered
+
+
+def _of_scenes(corpus, scenes, one_voice, written, tags, heard, seed) -> dict[str, Any]:
+    """What was said of the clips, held against the scenes: by side, of words by recogniser too."""
+    return {
+        "wer": {
+            name: {side: _word_errors(one_voice, texts, seed) for side, texts in by.items()}
+            for name, by in heard.items()
+        },
+        "captions": {
+            side: _caption_errors(corpus, scenes, texts, seed) for side, texts in written.items()
+        },
+        "tags": {side: _tag_f1(scenes, found, seed) for side, found in tags.items()},
+    }
 
 
 def _of_speech(k: int, heard, mos, voice) -> dict[str, Any]:
@@ -236,21 +257,17 @@ def _spoken(scene: Scene) -> Spoken:
     return Spoken(event.kind, scene, event.text)
 
 
-def _hear(recogniser, clips, spoken, one_voice, name) -> dict[str, list[str]]:
+def _hear(recogniser, clips, spoken, name) -> dict[str, list[str]]:
     """What a recogniser makes of each side of the scenes where one thing is said."""
     found = {}
-    for side in SIDES[:3]:
+    for side in SIDES:
         texts = recogniser.transcribe_all([clips[side][i] for i in spoken])
         found[side] = list(_bar(texts, f"{name.split(' (')[0]}: {side}", len(spoken)))
-    swap = others([s.scene for s in one_voice])
-    return found | {"other": [found["original"][j] for j in swap]}
+    return found
 
 
 def _word_errors(spoken: Sequence[Spoken], heard: Sequence[str], seed: int) -> dict[str, Interval]:
-    counts = [
-        count_errors(normal_form(s.kind, s.text), normal_form(s.kind, text))
-        for s, text in zip(spoken, heard, strict=True)
-    ]
+    counts = [errors_of(s, text) for s, text in zip(spoken, heard, strict=True)]
     total = word_error_rate(counts, groups=[s.text for s in spoken], seed=seed)
     return {"all": total, **errors_by_kind(spoken, heard, seed)}
 
@@ -295,26 +312,21 @@ def _voices(voices, clips, spoken, scenes) -> dict[str, list[float | None]]:
     """Cosines to each scene's own voice; None where no other scene has a fitting voice."""
     vectors = {
         side: list(_bar(voices([clips[side][i] for i in spoken]), f"voices: {side}", len(spoken)))
-        for side in SIDES[:3]
+        for side in SIDES
     }
     own = vectors.pop("original")
     out: dict[str, list[float | None]] = {
         side: [_cosine(a, b) for a, b in zip(own, found)] for side, found in vectors.items()
     }
     names = [next(event.voice for event in scene.events if event.voice) for scene in scenes]
-    for name, same in (("same_voice", True), ("another_voice", False)):
-        found = [_following(names, i, same) for i in range(len(names))]
+    for name, fits in (("same_voice", operator.eq), ("another_voice", operator.ne)):
+        found = next_others(len(names), lambda i, j, fits=fits: fits(names[i], names[j]))
         out[name] = [None if j is None else _cosine(own[i], own[j]) for i, j in enumerate(found)]
     return out
 
 
 def _cosine(one: np.ndarray, two: np.ndarray) -> float:
     return round(float(np.dot(one, two)), 4)
-
-
-def _following(names: Sequence[str], i: int, same: bool) -> int | None:
-    order = itertools.chain(range(i + 1, len(names)), range(i))
-    return next((j for j in order if (names[j] == names[i]) == same), None)
 
 
 def _bar(items: Iterable, name: str, total: int | None = None):

@@ -15,6 +15,7 @@ import numpy as np
 from bagpiper_jax.conversation import split_answer
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation.caption_reader import read_answer
+from bagpiper_jax.evaluation.controls import next_others
 from bagpiper_jax.evaluation.mini_probes import in_chunks, words_and_events_right
 from bagpiper_jax.evaluation.text_metrics import Interval, bootstrap_ratio
 from bagpiper_jax.input_pipeline.scenes import (
@@ -28,7 +29,7 @@ from bagpiper_jax.input_pipeline.scenes import (
 )
 from bagpiper_jax.input_pipeline.scenes.questions import OF_WORDS
 
-_LOOKED_AHEAD = 20  # scenes, for one of the same kind whose audio stands in
+_LOOKED_AHEAD = 19  # scenes, for one of the same kind whose audio stands in
 
 
 class Describer(Protocol):
@@ -191,11 +192,9 @@ def _words(text: str) -> list[str]:
 
 def _others(asked: Sequence[Question]) -> list[int]:
     """For each question, a later scene of which the same kind is asked; never itself."""
-    count, out = len(asked), []
-    for i in range(count):
-        order = [(i + step) % count for step in range(1, min(count, _LOOKED_AHEAD))]
-        out.append(next((j for j in order if asked[j].kind == asked[i].kind), order[0]))
-    return out
+    count = len(asked)
+    found = next_others(count, lambda i, j: asked[j].kind == asked[i].kind, _LOOKED_AHEAD)
+    return [(i + 1) % count if j is None else j for i, j in enumerate(found)]
 
 
 def _figures(items: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:

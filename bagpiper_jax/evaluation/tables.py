@@ -37,33 +37,35 @@ def rows(results: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def rows_of(name: str, figures: Any) -> Iterator[Row]:
-    """The figures of one evaluator: intervals, and numbers with a fraction."""
-    control = figures.get(CONTROL) if isinstance(figures, Mapping) else None
-    for path, label, value in _leaves(figures):
-        if path[:1] != (CONTROL,):
-            yield Row(name, path, label, value, at(control, path))
+    """The figures of one evaluator: intervals, numbers, and what others have published."""
+    for path, words, value, control in _leaves(figures, None):
+        yield Row(name, path, " / ".join(words), value, control)
 
 
-def _leaves(value: Any, path=(), label="") -> Iterator[tuple[tuple[str, ...], str, Any]]:
-    if isinstance(value, float) or (isinstance(value, Mapping) and set(INTERVAL) <= set(value)):
-        yield path, label, value
-        return
-    if isinstance(value, Mapping):
-        parts = [(key, key, part) for key, part in value.items()]
+def _leaves(value: Any, control: Any, path=(), words=()) -> Iterator[tuple]:
+    if _is_number(value) or (isinstance(value, Mapping) and set(INTERVAL) <= set(value)):
+        yield path, words, value, control
+    elif isinstance(value, Mapping) and "source" in value:  # see benchmarks.published
+        about = ", ".join(str(part) for key, part in value.items() if key != "value")
+        yield (*path, "value"), (*words[:-1], about), value["value"], None
+    elif isinstance(value, Mapping):
+        control = value.get(CONTROL, control)
+        for key, part in value.items():
+            if key != CONTROL:
+                yield from _leaves(part, at(control, (key,)), (*path, key), (*words, key))
     elif isinstance(value, Sequence) and not isinstance(value, str):
-        # what an entry of a list is about stands in it as a number: {"cfg": 1.5, "wer": …}
-        parts = []
         for i, part in enumerate(value):
-            marks = part.items() if isinstance(part, Mapping) else ()
-            marks = [f"{key} {mark:g}" for key, mark in marks if isinstance(mark, (int, float))]
-            rest = part
-            if isinstance(part, Mapping):
-                rest = {k: v for k, v in part.items() if not isinstance(v, (int, float))}
-            parts.append((str(i), " ".join(marks) or str(i), rest))
-    else:
-        return
-    for key, words, part in parts:
-        yield from _leaves(part, (*path, key), f"{label} / {words}" if label else words)
+            # what an entry is about stands in it as a number: {"cfg": 1.5, "wer": …}
+            about = part if isinstance(part, Mapping) and "source" not in part else {}
+            marks = {key: mark for key, mark in about.items() if _is_number(mark)}
+            rest = {k: v for k, v in part.items() if k not in marks} if about else part
+            label = " ".join(f"{key} {mark:g}" for key, mark in marks.items()) or str(i)
+            key = str(i)
+            yield from _leaves(rest, at(control, (key,)), (*path, key), (*words, label))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def at(value: Any, path: Sequence[str]) -> Any:
@@ -80,8 +82,8 @@ def at(value: Any, path: Sequence[str]) -> Any:
 
 def interval_text(value: Any, signed: bool = False) -> str:
     """A figure and its interval as plain text: "0.021 [0.014, 0.030]"; "" for none."""
-    if value is None:
-        return ""
+    if value is None or isinstance(value, int):
+        return "" if value is None else str(value)
     form = "{:+.3f}" if signed else "{:.3f}"
     if not isinstance(value, Mapping):
         return form.format(value)

@@ -72,11 +72,15 @@ class Interval(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What a ratio was taken of: names of its groups, and numerator and denominator of each."""
+    """What a ratio was taken of: names of its groups, and numerator and denominator of each.
+
+    highest: end of the ratio's scale.
+    """
 
     groups: list[str]
     tops: list[float]
     bottoms: list[float]
+    highest: float = 1.0
 
 
 class Ratio(Interval):
@@ -204,42 +208,46 @@ def bootstrap_ratio(
     denominators: Sequence[float],
     *,
     groups: Sequence[Hashable] | None = None,
+    highest: float = 1.0,
     seed: int = 0,
 ) -> Ratio:
     """Σ numerators / Σ denominators with a percentile interval, groups drawn with replacement.
 
     With errors over words it is the word error rate of a corpus; with 2·tp over 2·tp + fp + fn,
-    the micro F1. Where all are 0, or all are 1, so would every draw be: there the rule of three
-    gives the other end, 3 / number of groups away.
+    the micro F1. Where all are 0, or all are the highest, so would every draw be: there the rule of
+    three gives the other end, 3 / number of groups of the scale away. A scene with 0 over 0 holds
+    nothing of the kind: it is no part of the draws, and not counted.
 
     Args:
       groups: what belongs together, of each scene: scenes that say the same string are one draw.
         Each scene is its own group if None.
+      highest: end of the scale, at which a scene's numerator is `highest` times its denominator.
 
     Raises:
       UserError: there is nothing to divide by.
     """
-    count = len(numerators)
-    keys = range(count) if groups is None else groups
+    keys = range(len(numerators)) if groups is None else groups
+    tops, bottoms = np.asarray(numerators, float), np.asarray(denominators, float)
+    there = (tops != 0) | (bottoms != 0)
     names, group = np.unique(
-        [key if isinstance(key, int) else repr(key) for key in keys], return_inverse=True
+        [key if isinstance(key, int) else repr(key) for key, kept in zip(keys, there) if kept],
+        return_inverse=True,
     )
-    top = np.bincount(group, np.asarray(numerators, float))
-    bottom = np.bincount(group, np.asarray(denominators, float))
-    if not count or bottom.sum() <= 0:
+    top, bottom = np.bincount(group, tops[there]), np.bincount(group, bottoms[there])
+    if bottom.sum() <= 0:
         raise UserError("nothing to measure: no scene holds a word or event of this kind")
     value, (low, high) = top.sum() / bottom.sum(), (0.0, 0.0)
-    unseen = min(1.0, 3 / len(top))
+    unseen = highest * min(1.0, 3 / len(top))
     if not top.any():
         high = unseen
-    elif (top == bottom).all():
-        low, high = 1.0 - unseen, 1.0
+    elif (top == highest * bottom).all():
+        low, high = highest - unseen, highest
     else:
         picks = _draws(len(top), seed)
         tops, bottoms = top[picks].sum(1), bottom[picks].sum(1)
         low, high = np.quantile(tops[bottoms > 0] / bottoms[bottoms > 0], _TAILS)
-    ratio = Ratio(float(value), float(low), float(high), count)
-    ratio.sums = Sums([str(name) for name in names], top.tolist(), bottom.tolist())
+    ratio = Ratio(float(value), float(low), float(high), int(there.sum()))
+    ratio.sums = Sums([str(name) for name in names], top.tolist(), bottom.tolist(), highest)
     return ratio
 
 
@@ -266,7 +274,7 @@ def paired_difference(first: Sums, other: Sums, *, seed: int = 0) -> Interval:
         raise UserError("nothing to compare: a run holds no word or event of this kind")
     value = float(np.subtract(*(totals[:, 0] / totals[:, 1])[::-1]))
     if (sides[0] == sides[1]).all():
-        unseen = min(1.0, 3 / len(names))
+        unseen = first.highest * min(1.0, 3 / len(names))
         return Interval(0.0, -unseen, unseen, len(names))
     drawn = sides[:, :, _draws(len(names), seed)].sum(-1)
     drawn = drawn[:, :, (drawn[:, 1] > 0).all(0)]
@@ -282,17 +290,13 @@ def _draws(groups: int, seed: int) -> np.ndarray:
 def word_error_rate(
     counts: Sequence[Errors], *, groups: Sequence[Hashable] | None = None, seed: int = 0
 ) -> Ratio:
-    """Word error rate of a corpus from the counts of its scenes; scenes without words are left out.
+    """Word error rate of a corpus from the counts of its scenes.
 
     Raises:
       UserError: no scene has words.
     """
-    kept = [i for i, c in enumerate(counts) if c.words or c.errors]
     return bootstrap_ratio(
-        [counts[i].errors for i in kept],
-        [counts[i].words for i in kept],
-        groups=kept if groups is None else [groups[i] for i in kept],
-        seed=seed,
+        [c.errors for c in counts], [c.words for c in counts], groups=groups, seed=seed
     )
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,17 +46,18 @@ HEAD = (
     "checkpoint",
     "weights_sha256",
     "date",
-    "split",  # of earlier results
     "seed",
     "audio",
     "sampling",
     "sampling_source",
     "judges",
     "versions",
+    "versions_of",
     "files",
     "evaluators",
 )
 RESERVED = (*HEAD, "run", "outputs", "results")
+_MEND = "delete it and evaluate again"
 
 
 def weights_fingerprint(directory: str) -> str:
@@ -96,7 +97,6 @@ def open_head(workdir: str, context: Context, weights: str) -> dict[str, Any]:
             "audio": context.audio,
             "sampling": {kind: dataclasses.asdict(s) for kind, s in sampling.items()},
             "sampling_source": sampling_source(context.checkpoint, sampling["audio"]),
-            "judges": {"whisper": asr.WHISPER, "visqol": asr.VISQOL},
             "versions": asr.versions(),
             "files": files,
         }
@@ -107,7 +107,10 @@ def open_head(workdir: str, context: Context, weights: str) -> dict[str, Any]:
     if head.get("seed") != context.seed:
         changed.append(f"seed ({head.get('seed')}, not {context.seed})")
     if head.get("versions") != asr.versions():
-        print(f"{workdir} was begun with other versions of packages: its figures name those")
+        print(
+            f"{workdir} was begun with other versions of packages: its figures name those, and "
+            "what is measured now has its own under versions_of"
+        )
     if head.get("audio", {}) != context.audio:
         changed.append("settings of the audio")
     if changed:
@@ -137,7 +140,7 @@ def read_outcome(workdir: str, name: str, use: str, settings: dict[str, Any]) ->
       UserError: it was done by another evaluator or with other settings, or the file is damaged.
     """
     path = os.path.join(workdir, f"{name}.json")
-    done = read_json(path)
+    done = _read_done(path)
     if done is None:
         return None
     files = tree_fingerprint(settings.get("data", ""))
@@ -157,6 +160,17 @@ def read_outcome(workdir: str, name: str, use: str, settings: dict[str, Any]) ->
             f"{path} was made with {', '.join(changed)}: name another workdir, or delete this file"
         )
     return done["figures"]
+
+
+def versions_of(workdir: str, names: Iterable[str], begun: Any) -> dict[str, Any]:
+    """Versions of packages by evaluator, of those done with others than `begun`."""
+    found = {}
+    for name in names:
+        done = _read_done(os.path.join(workdir, f"{name}.json"))
+        # what was done before versions were kept has none
+        if done and done.get("versions", begun) != begun:
+            found[name] = done["versions"]
+    return found
 
 
 def write_outcome(
@@ -180,6 +194,7 @@ def write_outcome(
         "use": use,
         "settings": settings,
         "data": tree_fingerprint(settings.get("data", "")),
+        "versions": asr.versions(),
         "figures": to_json(outcome.figures),
     }
     write_json(os.path.join(workdir, f"{name}.json"), done)
@@ -212,12 +227,31 @@ def read_sums(workdir: str, name: str) -> dict[str, text_metrics.Sums]:
     Raises:
       UserError: the file is damaged.
     """
-    found = read_json(os.path.join(workdir, f"{name}.sums.json")) or {}
-    return {path: text_metrics.Sums(**sums) for path, sums in found.items()}
+    path = os.path.join(workdir, f"{name}.sums.json")
+    mend = f"delete it and {name}.json beside it, and evaluate again"
+    found = read_json(path, mend) or {}
+    try:
+        return {figure: text_metrics.Sums(**sums) for figure, sums in found.items()}
+    except TypeError as error:
+        raise UserError(f"{path} is damaged (no sums of ratios): {mend}") from error
 
 
-def read_json(path: str) -> Any:
+def _read_done(path: str) -> Any:
+    """`NAME.json`; None where there is none."""
+    done = read_json(path)
+    if done is None:
+        return None
+    if not {"use", "settings", "figures"} <= {*done} or not isinstance(done["settings"], Mapping):
+        raise UserError(f"{path} is damaged (no outcome of an evaluator): {_MEND}")
+    return done
+
+
+def read_json(path: str, mend: str = _MEND) -> Any:
     """A JSON object; None where there is no such file.
+
+    Args:
+      path: of the file.
+      mend: what to do where it is damaged.
 
     Raises:
       UserError: it cannot be read, or is damaged.
@@ -228,9 +262,9 @@ def read_json(path: str) -> Any:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and evaluate again") from error
+        raise UserError(f"{path} is damaged ({error}): {mend}") from error
     if not isinstance(value, Mapping):
-        raise UserError(f"{path} is damaged (no JSON object): delete it and evaluate again")
+        raise UserError(f"{path} is damaged (no JSON object): {mend}")
     return value
 
 

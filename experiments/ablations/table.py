@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bagpiper_jax.evaluation.compare import Run, same_items
+from bagpiper_jax.evaluation.figures import RESULTS_FILE
+from bagpiper_jax.evaluation.report import read_curve
+from bagpiper_jax.evaluation.tables import at, markdown
+from bagpiper_jax.evaluation.text_metrics import Interval, paired_difference
+from bagpiper_jax.evaluation.workdir import read_json, read_sums, to_json
 from bagpiper_jax.files import write_json, write_text
+from bagpiper_jax.modeling.flops import step_flops
+from bagpiper_jax.release import read_config
+
+_DIFFERENCES = (
+    "Differences in percentage points, over the same items in pairs, with 95 % bootstrap "
+    "intervals; bold where these leave out 0:"
+)
 
 
 class Column(NamedTuple):
@@ -15,40 +28,102 @@ class Column(NamedTuple):
 
     heading: str
     evaluator: str
-    path: tuple[str | int, ...]
+    path: tuple[str, ...]
 
 
-def write_tables(out: str, ablations: dict[str, Any]) -> str:
+def write_tables(out: str, ablations: Mapping[str, Any], recipes: Mapping[str, str]) -> str:
     """Writes `ablations.md` and `ablations.json` to a directory of runs.
 
+    Args:
+      out: the directory.
+      ablations: each an `Ablation` of `run.py`, by name.
+      recipes: of each the commands that make its rows.
+
     Returns:
-      the Markdown: of each ablation a table with a line per variant. Of several seeds a figure is
-      their mean ± standard deviation, of one seed it stands with its 95 % bootstrap interval.
+      the Markdown: of each ablation a table with a line per variant, one with its differences to
+      the first variant, and the commands. Of several seeds a figure is their mean ± standard
+      deviation, of one seed it stands with its 95 % bootstrap interval.
+
+    Raises:
+      UserError: a file of a run is damaged, or the tables cannot be written.
     """
     parts, data = [], {}
     for name, ablation in ablations.items():
-        data[name] = {}
-        heads = ["", "runs", "hours", *(column.heading for column in ablation.columns)]
-        lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-        for variant in ablation.variants:
-            runs = _runs(out, variant)
-            data[name][variant] = {
-                column.heading: [_figure(run, column) for run in runs]
-                for column in ablation.columns
+        seeds, runs = common_runs(out, ablation)
+        columns, (first, *others) = ablation.columns, ablation.variants
+        figures = {
+            variant: {
+                c.heading: [at(run.results, (c.evaluator, *c.path)) for run in mine]
+                for c in columns
             }
-            cells = [cell(figures) for figures in data[name][variant].values()]
-            hours = sum(_hours(run) for run in runs) / max(len(runs), 1)
-            lines.append(
-                "| " + " | ".join([variant, str(len(runs)), f"{hours:.2f}", *cells]) + " |"
-            )
-        parts.append(f"### {ablation.question}\n\n" + "\n".join(lines))
+            for variant, mine in runs.items()
+        }
+        differences = {
+            variant: {
+                c.heading: [difference(*pair, c) for pair in zip(runs[first], runs[variant])]
+                for c in columns
+            }
+            for variant in others
+        }
+        data[name] = {"seeds": seeds, "figures": figures, "differences": differences}
+        headings = [c.heading for c in columns]
+        lines = [
+            [variant, str(len(mine)), _hours(mine), *map(cell, figures[variant].values())]
+            for variant, mine in runs.items()
+        ]
+        parts += [f"### {ablation.question}", markdown(["", "runs", "hours", *headings], lines)]
+        lines = [
+            [f"{variant} − {first}", str(seed), *map(difference_cell, of_seed)]
+            for variant in others
+            for seed, of_seed in zip(seeds, zip(*differences[variant].values()))
+        ]
+        if lines:
+            parts += [_DIFFERENCES, markdown(["", "seed", *headings], lines)]
+        parts.append(f"```\n{recipes[name]}\n```")
     text = "\n\n".join(parts) + "\n"
     write_text(os.path.join(out, "ablations.md"), text)
-    write_json(os.path.join(out, "ablations.json"), data)
+    write_json(os.path.join(out, "ablations.json"), to_json(data))
     return text
 
 
-def cell(figures: list[dict[str, float] | None]) -> str:
+def common_runs(out: str, ablation: Any) -> tuple[list[int], dict[str, list[Run]]]:
+    """Seeds that all variants are measured with, and each variant's runs with them.
+
+    A variant that is not measured at all has no runs, and takes none from the others.
+
+    Raises:
+      UserError: a `results.json` is damaged.
+    """
+    found: dict[str, dict[int, Run]] = {}
+    for variant in ablation.variants:
+        found[variant] = {}
+        for seed in range(ablation.seeds):
+            run = f"{variant}-{seed}"
+            directory = os.path.join(out, run, "evaluation")
+            results = read_json(os.path.join(directory, RESULTS_FILE))
+            if results is not None:
+                found[variant][seed] = Run(run, directory, results)
+    begun = [set(mine) for mine in found.values() if mine]
+    seeds = sorted(set.intersection(*begun)) if begun else []
+    return seeds, {v: [mine[seed] for seed in seeds if mine] for v, mine in found.items()}
+
+
+def difference(first: Run, other: Run, column: Column) -> Interval | None:
+    """A figure of `other` less that of `first` over the same items; None where they had others.
+
+    Raises:
+      UserError: sums of a run are damaged.
+    """
+    if not same_items(first, other, column.evaluator):
+        return None
+    a, b = (
+        read_sums(run.directory, column.evaluator).get("/".join(column.path))
+        for run in (first, other)
+    )
+    return paired_difference(a, b) if a and b else None
+
+
+def cell(figures: Sequence[Mapping[str, float] | None]) -> str:
     """A table's cell of a figure from each run: {"value", "low", "high"}."""
     there = [figure for figure in figures if figure]
     if not there:
@@ -60,31 +135,38 @@ def cell(figures: list[dict[str, float] | None]) -> str:
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} %"
 
 
-def _runs(out: str, variant: str) -> list[str]:
-    """Directories of a variant's runs that are measured, by seed."""
-    found, seed = [], 0
-    while os.path.exists(os.path.join(out, f"{variant}-{seed}", "evaluation", "results.json")):
-        found.append(os.path.join(out, f"{variant}-{seed}"))
-        seed += 1
+def difference_cell(found: Interval | None) -> str:
+    """A table's cell of a difference, bold where its interval leaves out 0."""
+    if found is None:
+        return "–"
+    value, low, high = (f"{100 * part:+.1f}".replace("-", "−") for part in found[:3])
+    text = f"{value} ({low} to {high})"
+    return f"**{text}**" if found.low > 0 or found.high < 0 else text
+
+
+def minutes(run: str) -> dict[int, float]:
+    """Minutes that a training had taken at each step of its log; none where that does not tell.
+
+    Raises:
+      UserError: a file of the run is damaged.
+    """
+    config, lines = read_json(os.path.join(run, "config.json")), read_curve(run)
+    if config is None or not all(line.get("model_flops_per_second") for line in lines):
+        return {}
+    data = config["data"]
+    sizes = {"rows": data["batch_tokens"] // data["length"], "length": data["length"]}
+    sizes |= {"windows": data["windows"], "frozen": config["frozen"]}
+    # not by tokens per second: these leave out pads, of which a batch has more or less
+    flops = step_flops(read_config(run), **sizes).total
+    found, before, passed = {}, 0, 0.0
+    for line in lines:
+        passed += (line["step"] - before) * flops / line["model_flops_per_second"] / 60
+        found[line["step"]] = passed
+        before = line["step"]
     return found
 
 
-def _figure(run: str, column: Column) -> dict[str, float] | None:
-    with open(os.path.join(run, "evaluation", "results.json"), encoding="utf-8") as file:
-        value = json.load(file).get(column.evaluator)
-    for key in column.path:
-        try:
-            value = value[key]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return value
-
-
-def _hours(run: str) -> float:
-    """Of training, from the speed that its log tells."""
-    with open(os.path.join(run, "metrics.jsonl"), encoding="utf-8") as file:
-        lines = [json.loads(line) for line in file]
-    with open(os.path.join(run, "config.json"), encoding="utf-8") as file:
-        tokens = json.load(file)["data"]["batch_tokens"]
-    steps = [b["step"] - a["step"] for a, b in zip([{"step": 0}, *lines], lines)]
-    return sum(n * tokens / line["tokens_per_second"] for n, line in zip(steps, lines)) / 3600
+def _hours(runs: Sequence[Run]) -> str:
+    workdirs = [os.path.dirname(run.directory) for run in runs]
+    taken = [max(minutes(workdir).values(), default=0.0) / 60 for workdir in workdirs]
+    return f"{statistics.mean(taken):.2f}" if taken and all(taken) else "–"

@@ -96,6 +96,9 @@ def reply_to(
       sampling: settings by modality; None: the model's own.
       seed: of the sampling.
       name: of the progress bar.
+
+    Raises:
+      UserError: not one item could be asked.
     """
 
     def chunk(part: Sequence[tuple[Item, str]]) -> list[Reply]:
@@ -116,7 +119,11 @@ def reply_to(
             replies[i] = dataclasses.replace(replies[i], **change)
         return replies
 
-    return in_chunks(chunk, list(zip(items, questions, strict=True)), name)
+    replies = in_chunks(chunk, list(zip(items, questions, strict=True)), name)
+    if replies and all(reply.problem for reply in replies):
+        first = replies[0].problem
+        raise UserError(f"{name}: none of {len(replies)} items could be asked; the first: {first}")
+    return replies
 
 
 def speak(

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation.benchmarks import judges, wer
 from bagpiper_jax.evaluation.benchmarks.generation import (
     Generator,
@@ -49,7 +50,7 @@ def librispeech(
       subset: its name.
       question: text that asks for the transcript, so that the answer is taken as it is. "": the
         model writes a caption, and its stated transcription or else its quotes are taken.
-      llm: takes the words out of captions too, beside the rule.
+      llm: takes the words out of captions too, beside the rule; None: none is asked.
       count: utterances, drawn by `seed`; 0: all.
       seed: of the choice, sampling and intervals.
 
@@ -57,8 +58,10 @@ def librispeech(
       the figures (shares), and one item per utterance.
 
     Raises:
-      UserError: damaged data; the extra `eval` is not installed.
+      UserError: damaged data; both question and llm; the extra `eval` is not installed.
     """
+    if question and llm is not None:
+        raise UserError("words are taken out of captions alone: leave out question, or by_llm")
     normaliser = wer.normaliser_name()
     items = choose(read_librispeech(data, subset), count, seed)
     prompts = [question] * len(items)
@@ -72,7 +75,7 @@ def librispeech(
         }
         for item, reply, words in zip(items, replies, said, strict=True)
     ]
-    if llm is not None and not question:
+    if llm is not None:
         _take_out(llm, out)
     figures = librispeech_figures(out, seed) | {"normaliser": normaliser}
     if llm is not None:

@@ -34,7 +34,7 @@ class LLM:
     """A language model and how it is asked.
 
     Attributes:
-      model: its name is pinned here, the version with it.
+      model: named by its version where figures are to last: an alias moves on to the next one.
       retry: what is tried again; `answers` 1 takes the first answer as the official scripts do.
       cache: file that keeps every answer and what it cost (SQLite).
       budget_usd: limit of what is spent with this cache, over all runs; 0: none.

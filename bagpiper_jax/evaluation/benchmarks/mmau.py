@@ -65,7 +65,7 @@ def mmau(
       sampling: settings by modality; None: the model's own.
       mode: "choices": the model sees them. "open": it does not; where an `llm` is given, it judges
         the answer too. "caption": it writes a caption, and `llm` chooses from that alone (the
-        paper's probe of understanding).
+        paper's probe of understanding); of a recording that was not heard it is not asked.
       caption_question: text that asks for the caption; "" for a base model.
       llm: of the modes that need one.
       judgements: answers of `llm` to each question.
@@ -169,14 +169,21 @@ def _item(item: Item, mode: str, prompt: str, reply: Reply, seed: int) -> dict[s
 def _choose_from_captions(
     llm: LLM, items: Sequence[Item], replies: Sequence[Reply], out: list[dict], judgements: int
 ) -> None:
-    told = []
-    for item, reply in zip(items, replies, strict=True):
-        holes = {"caption": reply.output or "(nothing)", "question": question_with_choices(item)}
-        told.append(re.sub(r"\{(\w+)\}", lambda m, h=holes: h[m[1]], _CAPTION_PROMPT))
+    asked = []
+    for item, reply, row in zip(items, replies, out, strict=True):
+        row["llm_prompt"], row["verdicts"] = "", [verdict(item, "")] * judgements
+        if not reply.problem:  # a guess about what was never heard would count as an answer
+            row["llm_prompt"] = _told(item, reply)
+            asked.append((item, row))
+    told = [row["llm_prompt"] for _, row in asked]
     said = judges.grouped(llm, told, _some_text, judgements, "choose from captions")
-    for item, row, prompt, answers in zip(items, out, told, said, strict=True):
-        row["llm_prompt"] = prompt
+    for (item, row), answers in zip(asked, said, strict=True):
         row["verdicts"] = [verdict(item, s.value or "") for s in answers]
+
+
+def _told(item: Item, reply: Reply) -> str:
+    holes = {"caption": reply.output or "(nothing)", "question": question_with_choices(item)}
+    return re.sub(r"\{(\w+)\}", lambda m: holes[m[1]], _CAPTION_PROMPT)
 
 
 def _some_text(text: str) -> str:

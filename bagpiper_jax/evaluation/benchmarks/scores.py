@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bagpiper_jax.evaluation.text_metrics import Interval, bootstrap_ratio
+from bagpiper_jax.evaluation.text_metrics import bootstrap_ratio
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -34,15 +34,13 @@ def repeated(
       seed: of the interval.
 
     Returns:
-      score: an `Interval` of the mean over items, each by the mean of its n scores; samples: the
+      score: the mean over items, each by the mean of its n scores, with its interval; samples: the
       n means over items, with their mean and standard deviation, which is the judge's noise.
     """
     table = np.asarray(scores, float)
     w = np.ones(len(table)) if weights is None else np.asarray(weights, float)
-    # drawn on shares: `bootstrap_ratio` takes 0 and 1 for the ends of the scale
-    value, low, high, count = bootstrap_ratio(table.mean(1) / highest * w, w, seed=seed)
     return {
-        "score": Interval(value * highest, low * highest, high * highest, count),
+        "score": bootstrap_ratio(table.mean(1) * w, w, highest=highest, seed=seed),
         "samples": spread((table * w[:, None]).sum(0) / w.sum()),
     }
 

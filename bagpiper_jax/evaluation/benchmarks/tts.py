@@ -3,11 +3,12 @@ sentences and Seed-TTS-Eval's."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bagpiper_jax.audio import SAMPLE_RATE, save_audio
+import numpy as np
+
+from bagpiper_jax.audio import SAMPLE_RATE
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation.benchmarks import wer
 from bagpiper_jax.evaluation.benchmarks.generation import Generator, speak
@@ -18,10 +19,10 @@ from bagpiper_jax.evaluation.benchmarks.readers.seed_tts import read_seed_tts
 from bagpiper_jax.evaluation.benchmarks.scores import spread
 from bagpiper_jax.evaluation.mini_probes import in_chunks
 from bagpiper_jax.evaluation.text_metrics import Errors, count_errors
-from bagpiper_jax.files import make_directory
 
 TEMPLATE = 'A person speaks clearly in a quiet room and says: "{text}"'
 LANGUAGES = ("en", "zh")
+Found = tuple[dict[str, Any], list[dict[str, Any]], dict[str, np.ndarray]]
 
 
 def librispeech_tts(
@@ -34,11 +35,11 @@ def librispeech_tts(
     template: str = TEMPLATE,
     modalities: Sequence[str] = ("audio",),
     repeats: int = 3,
-    control: bool = True,
-    audio_dir: str | None = None,
+    recordings: bool = True,
+    keep: int = 8,
     count: int = 0,
     seed: int = 1,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> Found:
     """Word error rates of speech from LibriSpeech's sentences, raw and normalised.
 
     The text is the transcript as a sentence, "He hoped.": the corpus has neither case nor stops.
@@ -52,13 +53,14 @@ def librispeech_tts(
       template: what the model is told, with {text}.
       modalities: of its answer: ("audio",), or ("text", "audio") where it writes a caption first.
       repeats: renderings of each sentence, with seeds `seed`, `seed` + 1, …
-      control: hear the recordings too, their first 30 s.
-      audio_dir: folder where the renderings are kept; None: they are not.
+      recordings: hear the true recordings too, their first 30 s: what can be reached.
+      keep: renderings whose sound is given back, the first that have one.
       count: sentences, drawn by `seed`; 0: all.
       seed: of the choice, sampling and intervals.
 
     Returns:
-      the figures (shares), and one item per rendering.
+      the figures (shares); one item per rendering; the sounds that are kept, float32 [S] at
+      16 kHz, by the name that their item has under "clip".
 
     Raises:
       UserError: damaged data, no {text} in the template; the extra `eval` is not installed.
@@ -66,7 +68,7 @@ def librispeech_tts(
     normaliser = wer.normaliser_name()
     items = choose(read_librispeech(data, subset), count, seed)
     texts = [item.answer.capitalize() + "." for item in items]
-    out = _rendered(
+    out, clips = _rendered(
         "librispeech_tts",
         generator,
         items,
@@ -77,11 +79,11 @@ def librispeech_tts(
         template=template,
         modalities=modalities,
         seeds=range(seed, seed + repeats),
-        control=control,
-        audio_dir=audio_dir,
+        recordings=recordings,
+        keep=keep,
     )
     figures = tts_figures(out, seed) | {"published": published("tts_wer")}
-    return figures | {"asr": _name(whisper), "normaliser": normaliser}, out
+    return figures | {"asr": _name(whisper), "normaliser": normaliser}, out, clips
 
 
 def seed_tts_eval(
@@ -94,11 +96,11 @@ def seed_tts_eval(
     template: str = TEMPLATE,
     modalities: Sequence[str] = ("audio",),
     repeats: int = 3,
-    control: bool = True,
-    audio_dir: str | None = None,
+    recordings: bool = True,
+    keep: int = 8,
     count: int = 0,
     seed: int = 1,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> Found:
     """Word error rate of Seed-TTS-Eval (of characters in Mandarin): the mean of the utterances'.
 
     The prompt recordings are not used: the model takes a description, not a voice. Similarity of
@@ -110,11 +112,12 @@ def seed_tts_eval(
       whisper: the recogniser; official: Whisper large-v3 (en), Paraformer (zh).
       sampling: settings by modality; None: the model's own.
       language: "en" or "zh".
-      template, modalities, repeats, control, audio_dir, count, seed: see `librispeech_tts`; the
-        control needs recordings of the texts, which few lists name.
+      template, modalities, repeats, recordings, keep, count, seed: see `librispeech_tts`;
+        recordings of the texts are heard where every line names one, which few lists do.
 
     Returns:
-      the figures (shares), and one item per rendering.
+      the figures (shares); one item per rendering; the sounds that are kept, float32 [S] at
+      16 kHz, by the name that their item has under "clip".
 
     Raises:
       UserError: damaged data, an unknown language, no {text} in the template, zhconv missing.
@@ -128,7 +131,7 @@ def seed_tts_eval(
         return {"seed_tts": count_errors(*words)}
 
     items = choose(read_seed_tts(data), count, seed)
-    out = _rendered(
+    out, clips = _rendered(
         "seed_tts_eval",
         generator,
         items,
@@ -139,17 +142,17 @@ def seed_tts_eval(
         template=template,
         modalities=modalities,
         seeds=range(seed, seed + repeats),
-        control=control and all(item.audio for item in items),
-        audio_dir=audio_dir,
+        recordings=recordings and all(item.audio for item in items),
+        keep=keep,
     )
     figures = tts_figures(out, seed)
     figures["wer"]["mean_of_utterances"] = wer.mean_of_utterances(out, "errors", "seed_tts", seed)
-    return figures | {"language": language, "asr": _name(whisper)}, out
+    return figures | {"language": language, "asr": _name(whisper)}, out, clips
 
 
 def tts_figures(items: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """Word error rates over all renderings, and their spread over seeds; `control` is what the
-    recogniser makes of the recordings."""
+    """Word error rates over all renderings, and their spread over seeds; `recordings` is what the
+    recogniser makes of the true ones."""
     seeds = list(dict.fromkeys(item["seed"] for item in items))
     by_seed = [[item for item in items if item["seed"] == s] for s in seeds]
     figures: dict[str, Any] = {
@@ -164,9 +167,8 @@ def tts_figures(items: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
         },
         "seeds": seeds,
     }
-    heard = [item for item in by_seed[0] if "control_errors" in item]
-    if heard:
-        figures["control"] = {"wer": wer.rates(heard, "control_errors", seed)}
+    if "recording_errors" in items[0]:
+        figures["recordings"] = {"wer": wer.rates(by_seed[0], "recording_errors", seed)}
     return figures
 
 
@@ -182,48 +184,48 @@ def _rendered(
     template: str,
     modalities: Sequence[str],
     seeds: Sequence[int],
-    control: bool,
-    audio_dir: str | None,
-) -> list[dict[str, Any]]:
+    recordings: bool,
+    keep: int,
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     if "{text}" not in template:
         raise UserError(f"the template {template!r} has no {{text}}: put it where the words belong")
     if not len(seeds):
         raise UserError("repeats must be 1 or more")
-    if audio_dir is not None:
-        make_directory(audio_dir)
 
     def hear_recordings(part: Sequence[Item]) -> list[str]:
         return list(whisper.transcribe_all([load_clip(item.audio)[0] for item in part]))
 
     prompts = [template.replace("{text}", wer.quoted_words(text)) for text in texts]
     known: dict[str, Any] = {}
-    if control:
+    if recordings:
         known = dict(zip([i.key for i in items], in_chunks(hear_recordings, items, "recordings")))
-    out = []
+    out: list[dict[str, Any]] = []
+    clips: dict[str, np.ndarray] = {}
     for seed in seeds:
 
         def render(part: Sequence[tuple[Item, str]], seed: int = seed) -> list[dict[str, Any]]:
             wavs = speak(generator, [p for _, p in part], modalities, sampling, seed=seed)
             words = iter(list(whisper.transcribe_all([wav for wav in wavs if len(wav)])))
-            return [
-                _row(name, item, prompt, seed, wav, next(words) if len(wav) else "", audio_dir)
-                for (item, prompt), wav in zip(part, wavs, strict=True)
-            ]
+            rows = []
+            for (item, prompt), wav in zip(part, wavs, strict=True):
+                rows.append(_row(name, item, prompt, seed, wav, next(words) if len(wav) else ""))
+                if len(wav) and len(clips) < keep:
+                    rows[-1]["clip"] = str(len(clips))
+                    clips[rows[-1]["clip"]] = wav
+            return rows
 
         pairs = list(zip(items, prompts, strict=True))
         out += in_chunks(render, pairs, f"{name}, seed {seed}")
     for row in out:
         row["errors"] = count_one(row["truth"], row["heard"])
-        if control:
-            row["control_heard"] = known[row["key"]]
-            row["control_errors"] = count_one(row["truth"], known[row["key"]])
-    return out
+        if recordings:
+            row["recording_heard"] = known[row["key"]]
+            row["recording_errors"] = count_one(row["truth"], known[row["key"]])
+    return out, clips
 
 
-def _row(
-    name: str, item: Item, prompt: str, seed: int, wav: Any, heard: str, audio_dir: str | None
-) -> dict[str, Any]:
-    row = {
+def _row(name: str, item: Item, prompt: str, seed: int, wav: Any, heard: str) -> dict[str, Any]:
+    return {
         "benchmark": name,
         "key": item.key,
         "seed": seed,
@@ -232,10 +234,6 @@ def _row(
         "seconds": round(len(wav) / SAMPLE_RATE, 2),
         "heard": heard,
     }
-    if audio_dir is not None and len(wav):
-        row["audio"] = os.path.join(audio_dir, f"{os.path.basename(item.key)}-{seed}.flac")
-        save_audio(row["audio"], wav)
-    return row
 
 
 def _simplified() -> Callable[[str], str]:
