@@ -259,11 +259,21 @@ def test_perfect_and_broken_answers(corpus, labels):
         figures["control"]["accuracy"]["all"].value < 0.2
     )  # another scene's question is not its own
     assert len(items) == count and all(item["caption_right"] for item in items)
+    assert figures["read_from_caption"].value == 1.0
+
+    def unread(scene, text, labels):
+        return captioned_answer(scene.caption, "I cannot read")
+
+    figures, _ = question_probe(
+        Oracle(corpus, labels, count, unread), corpus, None, split="test_a", count=count
+    )
+    assert figures["accuracy"]["all"].value == 0 and figures["read_from_caption"].value == 1.0
     broken, _ = question_probe(
         Oracle(corpus, labels, count, lambda *_: "no"), corpus, None, split="test_a", count=count
     )
     share = np.mean([item["truth"] == "no" for item in items])
     assert broken["accuracy"]["all"].value == pytest.approx(share)
+    assert "read_from_caption" not in broken
     assert broken["control"]["accuracy"]["all"].value == pytest.approx(share)
     assert broken["majority"]["all"].value >= broken["accuracy"]["all"].value
     shown = list(rows_of("questions", to_json(figures)))

@@ -59,7 +59,9 @@ def question_probe(
     """Share of right answers to questions about clips, by kind of question.
 
     Beside each figure: `majority`, what the most frequent right answer of its kind would reach, and
-    `control`, the same questions about another scene's audio.
+    `control`, the same questions about another scene's audio. `read_from_caption`: of the answers
+    with a caption, the share that `caption_reader` finds in it; what the model answers less often
+    right than that, it cannot read.
 
     Args:
       generator: a pipeline.
@@ -148,7 +150,10 @@ def _answered(
     caption, answer = split_answer(text)
     out: dict[str, Any] = {"answer": answer, "right": same_answer(answer, question.answer)}
     if caption and scene is not None:
-        out["caption_right"] = words_and_events_right(scene, caption, corpus.event_labels)
+        labels, music = corpus.event_labels, corpus.labels["train", "music"]
+        found = read_answer(question, parse_caption(caption, labels), music)
+        out["caption_right"] = words_and_events_right(scene, caption, labels)
+        out["read_right"] = same_answer(found, question.answer)
     return out
 
 
@@ -218,6 +223,9 @@ def _figures(items: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
             figures["accuracy"][name] = _share([i["right"] for i in group], of, seed)
             figures["majority"][name] = _share(guessed, of, seed)
             figures["control"]["accuracy"][name] = _share(control, of, seed)
+    if read := [item for item in items if "read_right" in item]:
+        of = [item["index"] for item in read]
+        figures["read_from_caption"] = _share([i["read_right"] for i in read], of, seed)
     return figures
 
 

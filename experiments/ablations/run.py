@@ -67,9 +67,13 @@ _ANSWERS = tuple(
         ("right answers", "all"),
         ("of what is said", "of_words"),
         ("of the scene", "of_scenes"),
+        ("in known wordings", "known_wording"),
         ("in new wordings", "new_wording"),
     )
-) + (Column("with other audio", "questions", ("control", "accuracy", "all")),)
+) + (
+    Column("a program's, from its captions", "questions", ("read_from_caption",)),
+    Column("with other audio", "questions", ("control", "accuracy", "all")),
+)
 _REQUESTS = (Column("spoken strings, WER", "requests", ("wer", "digits")),)
 
 ABLATIONS = {
