@@ -191,6 +191,9 @@ def _override(settings, **values):
 
 
 def _train(args) -> None:
+    if not args.coordinator and (args.num_processes, args.process_id) != (None, None):
+        # each of them would train alone, all in one workdir
+        raise UserError("--num-processes and --process-id need --coordinator HOST:PORT")
     try:
         from bagpiper_jax.training.config import load_config
         from bagpiper_jax.training.hosts import connect

@@ -126,6 +126,11 @@ def automatic(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names)
 
 
+def count_slices(devices: Sequence[jax.Device]) -> int:
+    """TPU slices that the devices are of; 1 of others, which know no slices."""
+    return len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"}) or 1
+
+
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with all of MESH_AXES.
 
@@ -152,8 +157,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         shape[shape.index(-1)] = len(devices) // fixed
     if math.prod(shape) != len(devices):
         raise UserError(f"a mesh of {asked} does not fit the {len(devices)} devices")
-    is_tpu = devices[0].platform == "tpu"
-    slices = len({getattr(d, "slice_index", 0) for d in devices}) if is_tpu else 1
+    slices = count_slices(devices)
     if slices > 1:
         if shape[0] % slices:
             raise UserError(f"mesh axis replica must be a multiple of the {slices} slices")
@@ -161,7 +165,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         grid = mesh_utils.create_hybrid_device_mesh(
             inside, [slices, 1, 1], devices, allow_split_physical_axes=True
         )
-    elif is_tpu:
+    elif devices[0].platform == "tpu":
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
         grid = np.array(devices).reshape(shape)

@@ -4,11 +4,13 @@
         --config experiments/mini.py --config.mesh.fsdp=-1 --config.data.batch_tokens=4096 \\
         --workdir runs/pod
 
-What follows `--` goes to `bagpiper train`. The first failure ends all of them.
+What follows `--` goes to `bagpiper train`. The first failure ends all of them; SIGTERM is passed on to
+all, which save and end.
 """
 
 import argparse
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -33,6 +35,7 @@ def main() -> int:
         subprocess.Popen([*command, "--process-id", str(i)], env=environment)
         for i in range(args.processes)
     ]
+    signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in running])
     try:
         while any(process.poll() is None for process in running):
             failed = [process.returncode for process in running if process.returncode]

@@ -118,6 +118,7 @@ def get_config(stage: str = "mixture") -> ml_collections.ConfigDict:
         c.data.mixture = {"text_to_audio": 1.5, "audio_to_text": 1.0, "text_question": 0.3}
         c.data.windows = 16
         c.sample_every = 1200
+        c.save_every = 300  # divides the next one
         c.keep_every = 600
     elif stage == "dialogues":
         c.steps = 1000

@@ -5,8 +5,9 @@
     bagpiper compile --config experiments/pretrain_8b.py --topology v5p:4x4x8
 
 Sizes: `pretrain_8b.py:chips1`, `:chips8`, `:pod` (the default). They differ in how a step is
-computed, `chips1` in its model too; the batch is the same number of tokens. Settings are ours
-unless marked (paper): arXiv 2602.05220, or (reference): ESPnet SpeechLM.
+computed, `chips1` in its model too; the batch is the same number of tokens, in 128 rows: up to 128
+chips take whole rows, 256 share them by `--config.mesh.tensor=2`. Settings are ours unless marked
+(paper): arXiv 2602.05220, or (reference): ESPnet SpeechLM.
 """
 
 import ml_collections

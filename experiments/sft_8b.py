@@ -4,7 +4,8 @@
         --config.data.sets=SETS --workdir runs/sft
 
 `init_from` may be a converted public checkpoint as well. Sizes and all that is not named here are
-those of `pretrain_8b.py`.
+those of `pretrain_8b.py`. A batch has 32 rows, which larger slices than of 32 chips share by
+`--config.mesh.tensor`: 2 for 64 chips, 4 for 128, 8 for 256.
 """
 
 from bagpiper_jax.training.config import sibling

@@ -165,6 +165,35 @@ def test_the_fastest_backend_follows_the_mesh():
 
 
 @pytest.mark.parametrize(
+    "platform,rows,length,dim,dtype,chosen",
+    [
+        ("tpu", 4, 256, 64, "float32", "splash"),
+        ("tpu", 4, 200, 64, "bfloat16", "xla"),
+        ("tpu", 3, 256, 64, "bfloat16", "xla"),  # the mesh has four groups
+        ("gpu", 4, 200, 64, "bfloat16", "cudnn"),
+        ("gpu", 4, 256, 64, "float32", "xla"),
+        ("gpu", 4, 201, 64, "bfloat16", "xla"),
+        ("gpu", 4, 256, 12, "bfloat16", "xla"),
+        ("gpu", 3, 256, 64, "bfloat16", "xla"),
+        ("cpu", 3, 201, 12, "float32", "xla"),
+    ],
+)
+def test_auto_takes_what_the_fastest_backend_refuses(
+    platform, rows, length, dim, dtype, chosen, monkeypatch
+):
+    """Neither kernel can be traced for a machine without its device: names stand for them."""
+    for name in ("splash", "cudnn"):
+        monkeypatch.setattr(flash_attention, f"{name}_attention", lambda *_, name=name, **__: name)
+    q = jax.ShapeDtypeStruct((rows, length, 2, dim), dtype)
+    segments = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    with abstract_mesh(AbstractDevice("a kind", None, platform=platform)):
+        if chosen == "xla":
+            assert jax.eval_shape(causal_attention, q, q, q, segments).shape == q.shape
+        else:
+            assert causal_attention(q, q, q, segments) == chosen
+
+
+@pytest.mark.parametrize(
     "backend,length,dim,dtype,message",
     [
         ("flash", 128, 128, "float32", "'flash' is none of auto, xla, splash, cudnn"),

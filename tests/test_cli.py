@@ -148,6 +148,15 @@ def test_train_names_a_wrong_key_and_a_wrong_workdir(capsys, tmp_path):
     assert "cannot make the directory" in fails(capsys, *argv)
 
 
+@pytest.mark.parametrize(
+    "alone",
+    [["--num-processes", "2"], ["--process-id", "0"], ["--coordinator", "", "--process-id=1"]],
+)
+def test_one_of_several_processes_needs_the_address_of_the_first(capsys, tmp_path, alone):
+    argv = ["train", "--config", "none.py", "--workdir", str(tmp_path / "run"), *alone]
+    assert "need --coordinator HOST:PORT" in fails(capsys, *argv)
+
+
 def test_the_page_names_its_extra_where_gradio_is_missing(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "bagpiper_jax.serving.page", raising=False)

@@ -1,15 +1,12 @@
 """One process of a run fails, hangs or is gone: the others end soon, and say who and why."""
 
-import os
 import re
 import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
-from tiny_run import CONFIG, TINY
+from two_processes import together, train_arguments
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.store import Checkpoints
@@ -121,37 +118,6 @@ except Exception as e:
 """
 
 
-def together(make, limit):
-    """Exit code and log of each of two processes, and the seconds that they took.
-
-    Args:
-      make: (address, number of the process) → its arguments for Python.
-      limit: seconds after which both are killed.
-    """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    env = os.environ | {"XLA_FLAGS": ""}
-    since = time.monotonic()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *make(address, i)],
-            env=env,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        logs = [process.communicate(timeout=limit)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    codes = [process.returncode for process in processes]
-    return codes, logs, time.monotonic() - since
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kind,timeout,other",
@@ -184,10 +150,8 @@ def test_a_corpus_that_one_host_cannot_read_ends_both(tmp_path):
     broken.mkdir()
 
     def make(address, i):
-        run = ["-m", "bagpiper_jax.cli", "train", "--config", CONFIG, *TINY]
-        run += ["--config.mesh.fsdp=-1", "--config.mesh.tensor=1", "--workdir", str(tmp_path / "r")]
-        run += [f"--config.data.corpus={broken}"] * i
-        return [*run, "--coordinator", address, "--num-processes", "2", "--process-id", str(i)]
+        own = [f"--config.data.corpus={broken}"] * i
+        return ["-m", "bagpiper_jax.cli", *train_arguments(address, i, tmp_path / "r", *own)]
 
     codes, logs, _ = together(make, limit=90)
     assert codes == [2, 2], logs

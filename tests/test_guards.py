@@ -10,6 +10,7 @@ import sys
 import time
 import types
 
+import jax
 import numpy as np
 import pytest
 from tiny_run import copy_assets, losses, settings
@@ -17,7 +18,7 @@ from tiny_run import copy_assets, losses, settings
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.input_pipeline.batch import Batch
 from bagpiper_jax.store import Checkpoints, late_hosts
-from bagpiper_jax.training import feed
+from bagpiper_jax.training import feed, trace
 from bagpiper_jax.training.loop import train
 from bagpiper_jax.training.metrics import MetricsLog
 from bagpiper_jax.training.speed import Speed
@@ -39,6 +40,7 @@ def test_a_run_that_diverged_ends_with_its_batch(finished, tmp_path):
 
 
 def test_a_stalled_input_is_said_and_then_ends_the_run(monkeypatch, capsys):
+    monkeypatch.setattr(feed, "_LOOK_EVERY", 0.01)
     monkeypatch.setattr(feed, "_SAY_AFTER", 0.05)
     monkeypatch.setattr(feed, "_STOP_AFTER", 0.2)
 
@@ -65,6 +67,24 @@ def test_what_the_input_raises_reaches_the_loop_and_threads_end():
     with feed.Ahead(lambda: iter(itertools.count()), depth=1) as ahead:
         assert ahead.next() == 0
     assert not ahead._thread.is_alive()
+
+
+def test_the_host_stays_one_step_ahead(tmp_path):
+    """It waits for the step before the last one, not for the last one, nor for more batches."""
+    waited = []
+
+    class Metric:
+        def __init__(self, step):
+            self.step = step
+
+        def block_until_ready(self):
+            waited.append(self.step)
+
+    with MetricsLog(None, start=0, steps=9, speed=Speed(1.0, 1.0)) as log:
+        for step in range(4):
+            log.keep_up()
+            log.add({"loss": Metric(step)}, 0.0)
+    assert waited == [0, 1]
 
 
 def test_hosts_with_other_rows_are_named():
@@ -199,6 +219,39 @@ def test_weights_and_biases_gets_the_numbers(monkeypatch, finished, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"bagpiper_jax\[wandb\]"):
         MetricsLog(str(tmp_path), start=0, steps=2, speed=speed, wandb="audio")
+
+
+def test_a_copy_that_nobody_asked_for_ends_a_run_which_leaves_its_trace(
+    finished, tmp_path, monkeypatch
+):
+    workdir = str(tmp_path / "run")
+    copy_assets(finished[0], workdir)
+    add = MetricsLog.add
+
+    def copying(self, metrics, waited):
+        add(self, metrics | {"loss": metrics["loss"] * np.float32(2)}, waited)
+
+    monkeypatch.setattr(MetricsLog, "add", copying)
+    monkeypatch.setattr(trace, "_STEPS", range(0, 5))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        train(settings(), workdir, profile=True)
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_trace_is_written_however_few_of_its_steps_there_are(tmp_path, capsys):
+    state = jax.numpy.zeros(3)
+    for steps, traced in ((10, False), (11, True), (17, True)):
+        directory = tmp_path / str(steps)
+        with trace.Trace(str(directory)) as profile:
+            for step in range(steps):
+                profile.before(step, state)
+        assert bool(list(directory.rglob("*.xplane.pb"))) == traced
+        said = capsys.readouterr().err
+        assert ("--profile: no trace, this start had no more than 10 steps" in said) != traced
+    with trace.Trace(None) as profile:
+        for step in range(20):
+            profile.before(step, state)
+    assert capsys.readouterr().err == ""
 
 
 def test_lines_of_steps_that_come_again_are_dropped(tmp_path):

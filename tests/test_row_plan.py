@@ -1,7 +1,9 @@
 """The plan of packed rows from lengths: full, mixed as asked, every example once, from any row."""
 
+import dataclasses
 import json
 import pickle
+import threading
 from collections import Counter
 
 import numpy as np
@@ -14,7 +16,7 @@ from bagpiper_jax.errors import UserError
 from bagpiper_jax.input_pipeline.mixture import DEFAULT_MIXTURE, Source, spread
 from bagpiper_jax.input_pipeline.packing import RowShape
 from bagpiper_jax.input_pipeline.plan_statistics import plan_statistics
-from bagpiper_jax.input_pipeline.row_plan import WINDOW_ROWS
+from bagpiper_jax.input_pipeline.row_plan import WINDOW_ROWS, Position
 from bagpiper_jax.input_pipeline.step_rows import StepRows
 
 TASKS = tuple(DEFAULT_MIXTURE)
@@ -155,6 +157,25 @@ def test_resuming_plans_no_window_before():
     resumed.plan._planned = lambda at, plan=resumed.plan._planned: planned.append(at) or plan(at)
     assert resumed.plan[row] == wanted
     assert [at.window for at in planned] == [row // WINDOW_ROWS]
+
+
+def test_a_thread_that_plans_ahead_does_not_disturb_another():
+    """While one looks where the plan stands, the other plans ten windows further."""
+    sources = [Source(Sizes("a", np.arange(5, 400)), "text_only", 1.0)]
+    plan = packed(sources).plan
+    other = threading.Thread(target=plan.position, args=(13 * WINDOW_ROWS,))
+
+    class Watched(Position):
+        def __getattribute__(self, name):
+            if name == "window" and other.ident is None:
+                other.start()
+                other.join(timeout=0.5)  # it may have to wait for the one that looks
+            return super().__getattribute__(name)
+
+    third = plan.position(3 * WINDOW_ROWS)
+    plan._latest = Watched(**dataclasses.asdict(third))
+    assert plan.position(5 * WINDOW_ROWS) == packed(sources).plan.position(5 * WINDOW_ROWS)
+    other.join()
 
 
 def test_epochs_differ_in_order(tmp_path):

@@ -1,6 +1,7 @@
 """Worker processes of the input, where the training that reads from them is killed."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -27,15 +28,34 @@ def read_one():
     time.sleep(1000)
 
 
-def test_workers_do_not_outlive_a_training_that_is_killed():
+def read_through_sigterm():
+    signal.signal(signal.SIGTERM, lambda *_: None)  # as a training, which ends its step first
+    batches = host_batches(Rows(), 2, np.arange(2), 0, workers=1)
+    first = next(batches).tokens[0, 0]
+    os.killpg(os.getpgid(0), signal.SIGTERM)
+    time.sleep(1)
+    for _ in range(100):  # more than were made ahead
+        assert next(batches).tokens[0, 0] == first
+    print("all came")
+
+
+def start(function, **settings):
+    """A process of its own that calls a function of this module."""
     here = os.path.dirname(__file__)
     env = os.environ | {"PYTHONPATH": os.pathsep.join([os.path.dirname(here), here])}
-    training = subprocess.Popen(
-        [sys.executable, "-c", "import test_step_rows; test_step_rows.read_one()"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=env,
+    code = f"import test_step_rows; test_step_rows.{function}()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, env=env, **settings
     )
+
+
+def test_workers_go_on_through_a_sigterm_to_all_processes_of_a_job():
+    training = start("read_through_sigterm", start_new_session=True)
+    assert training.communicate(timeout=120)[0] == b"all came\n" and training.returncode == 0
+
+
+def test_workers_do_not_outlive_a_training_that_is_killed():
+    training = start("read_one", stderr=subprocess.DEVNULL)
     worker = int(training.stdout.readline())
     assert worker != training.pid
     training.kill()

@@ -2,10 +2,12 @@
 
 import dataclasses
 import filecmp
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -26,8 +28,10 @@ from bagpiper_jax.release import (
 )
 from bagpiper_jax.samples import SceneSamples
 from bagpiper_jax.store import Checkpoints
+from bagpiper_jax.training import loop
 from bagpiper_jax.training.config import claim_workdir, load_config
 from bagpiper_jax.training.loop import make_source, train
+from bagpiper_jax.training.metrics import MetricsLog
 from bagpiper_jax.training.optimizer import decayed
 
 
@@ -91,6 +95,52 @@ def test_sigterm_saves_and_ends(finished, tmp_path):
     train(run, other, terminate)
     with Checkpoints(other, keep=2) as checkpoints:
         assert checkpoints.latest_step == 3  # the signal came after step 2
+
+
+def test_sigterm_while_nothing_comes_saves_what_is_done(finished, tmp_path, monkeypatch):
+    run = settings("--config.save_every=100", "--config.steps=100")
+    workdir, two_done = str(tmp_path / "run"), threading.Event()
+    copy_assets(finished[0], workdir)
+    write = MetricsLog.write
+
+    def written(self, step):
+        if step == 2:
+            two_done.set()
+        return write(self, step)
+
+    def stalled(*arguments):
+        yield from itertools.islice(host_batches(*arguments), 2)
+        two_done.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(3)
+
+    monkeypatch.setattr(MetricsLog, "write", written)
+    monkeypatch.setattr(loop, "host_batches", stalled)
+    assert int(train(run, workdir).step) == 2
+    with Checkpoints(workdir, keep=2) as checkpoints:
+        assert checkpoints.latest_step == 2
+
+
+def test_sigterm_waits_for_the_last_checkpoint(finished, tmp_path, monkeypatch):
+    """It comes while the checkpoint of the last step is written."""
+    workdir, killed = str(tmp_path / "run"), []
+    copy_assets(finished[0], workdir)
+    leave = Checkpoints.__exit__
+
+    def leaving(self, *error):
+        os.kill(os.getpid(), signal.SIGTERM)
+        leave(self, *error)
+
+    monkeypatch.setattr(Checkpoints, "__exit__", leaving)
+    before = signal.signal(signal.SIGTERM, lambda *_: killed.append(True))
+    try:
+        train(settings("--config.steps=3"), workdir)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    monkeypatch.undo()
+    assert not killed
+    with Checkpoints(workdir, keep=2) as checkpoints:
+        assert checkpoints.latest_step == 3
 
 
 def test_batches_do_not_depend_on_workers_or_start(finished):
@@ -227,6 +277,23 @@ def test_norms_and_biases_do_not_decay(finished):
         ("--config.steps=0", "steps must be positive"),
         ("--config.steps=many", "steps"),
         ("--config.data.mixture.text_to_audio=-9.0", "mixture"),
+        ("--config.data.mixture.text_only=-0.5", "mixture"),
+        ("--config.data.mixture.text_only=nan", "mixture"),
+        ("--config.seed=-1", "seed must be 0 or more, not -1"),
+        ("--config.data.workers=-1", r"data\.workers must be 0 or more"),
+        ("--config.data.cfg_dropout=7.0", r"data\.cfg_dropout must be from 0 to 1, not 7"),
+        ("--config.optimizer.warmup_steps=-1", r"optimizer\.warmup_steps must be 0 or more"),
+        ("--config.optimizer.clip=0.0", r"optimizer\.clip must be positive"),
+        ("--config.optimizer.peak_lr=nan", r"optimizer\.peak_lr must be positive, not nan"),
+        ("--config.optimizer.peak_lr=inf", r"optimizer\.peak_lr must be positive, not inf"),
+        ("--config.optimizer.b2=1.0", r"optimizer\.b2 must be from 0 to less than 1"),
+        ("--config.keep_every=-3", "keep_every must be 0 or more"),
+        ("--config.keep_every=4", "keep_every must be a multiple of save_every, not 4 of 3"),
+        (
+            "--config.compute.attention=splash",
+            r"compute\.attention: splash is for tpu devices, not",
+        ),
+        ("--config.compute.attention=cudnn", r"compute\.attention: cudnn .* choose auto or xla"),
         ("--config.optimizer.warmup_steps=60", "warmup_steps"),
         ("--config.model=8b", "no model preset"),
         ("--config.data.windows=11", "multiple of 2"),

@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 
 from bagpiper_jax.conversation import (
-    MARKERS_PER_MESSAGE,
     Example,
     Message,
     drop_condition,
     encode_conversation,
 )
 from bagpiper_jax.errors import UserError
-from bagpiper_jax.input_pipeline.batch import Batch, block_windows, pack_row
+from bagpiper_jax.input_pipeline.batch import Batch, pack_row
+from bagpiper_jax.input_pipeline.mixture import DEFAULT_MIXTURE
 from bagpiper_jax.input_pipeline.packing import RowShape, by_falling_size, first_fit
+from bagpiper_jax.input_pipeline.records import conversation_size
 from bagpiper_jax.input_pipeline.scenes import (
     TASKS,
     Corpus,
@@ -34,12 +35,12 @@ from bagpiper_jax.input_pipeline.scenes import (
 )
 from bagpiper_jax.input_pipeline.scenes.scene import generator
 from bagpiper_jax.input_pipeline.scenes.tasks import Turn
-from bagpiper_jax.log_mel import clip_tokens, mel_windows, num_windows
+from bagpiper_jax.log_mel import mel_windows
 from bagpiper_jax.modeling.codec import Codec
 from bagpiper_jax.modeling.config import BagpiperConfig
 from bagpiper_jax.tokenizer import Tokenizer
 
-_WINDOW_ROWS = 64
+_WINDOW_ROWS = 64  # not those of `row_plan`: _DRAWN fits them, and the order of scenes follows
 _SCENES_PER_WINDOW = 1 << 20  # scene numbers of different windows never meet
 # Examples are drawn for so much of a window: for more than all rows but one, so that none stays
 # empty. Nearly all of them find room; of a fuller draw the short ones would be left out, and the
@@ -93,13 +94,13 @@ class PackedScenes:
           seed: of the scenes, their order and CFG dropout.
           split: of the scenes.
           profile: of the scenes.
-          mixture: share of tokens by task; 2:1:1 if None (arXiv 2602.05220).
+          mixture: share of tokens by task; DEFAULT_MIXTURE if None.
           cfg_dropout: chance that an example with assistant audio loses its condition.
 
         Raises:
           ValueError: an unknown task in the mixture.
         """
-        mixture = mixture or {"text_to_audio": 2.0, "audio_to_text": 1.0, "text_only": 1.0}
+        mixture = mixture or DEFAULT_MIXTURE
         if set(mixture) - set(TASKS):
             raise ValueError(f"tasks {sorted(set(mixture) - set(TASKS))} are none of {TASKS}")
         self._corpus_dir = corpus_dir
@@ -147,18 +148,12 @@ class PackedScenes:
         corpus = load_corpus(self._corpus_dir)
         scene = plan_scene(corpus, self._seed, number, self._split, self._profile)
         samples = scene.num_samples
-        rows, windows = 1, 0
-        for turn in self._turns(task, scene):
-            rows += MARKERS_PER_MESSAGE
-            if turn.text is not None:
-                rows += len(self._tokenizer.encode(turn.text))
-            elif turn.role == "assistant":
-                rows += -(-samples // self._codec.hop) + self._config.vocab.delay_rows
-            else:
-                rows += clip_tokens(samples)
-                block = self._config.encoder.block_windows
-                windows += block_windows(num_windows(samples), block)
-        return Planned(task, scene, rows, windows)
+        lengths = {"assistant": -(-samples // self._codec.hop), "user": samples}
+        contents = (
+            (turn.role, lengths[turn.role] if turn.text is None else turn.text)
+            for turn in self._turns(task, scene)
+        )
+        return Planned(task, scene, *conversation_size(contents, self._config, self._tokenizer))
 
     def example(self, planned: Planned) -> Example:
         """Makes the audio and lays the example out."""

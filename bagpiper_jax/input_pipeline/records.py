@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Iterable
 from typing import Any
 
 import msgpack
@@ -157,17 +158,36 @@ def sizes(
         "audio_to_text": (("user", "audio", first), ("assistant", "text", record.caption)),
         "dialogue": record.messages,
     }[task]
+
+    def length(role: str, number: int) -> int:
+        clip = record.clips[number]
+        return len(clip.codes) if role == "assistant" else clip.num_samples
+
+    contents = ((role, c if modality == "text" else length(role, c)) for role, modality, c in turns)
+    return conversation_size(contents, config, tokenizer)
+
+
+def conversation_size(
+    turns: Iterable[tuple[str, str | int]], config: BagpiperConfig, tokenizer: Tokenizer
+) -> tuple[int, int]:
+    """Rows of an encoded conversation, and mel windows in whole encoder blocks.
+
+    Args:
+      turns: role and content of each message: its text, or the length of its audio, in codec frames
+        where it is the assistant's and else in samples.
+      config: the model's, for delays and encoder blocks.
+      tokenizer: text → ids.
+    """
     rows, windows = 1, 0
-    for role, modality, content in turns:
+    for role, content in turns:
         rows += MARKERS_PER_MESSAGE
-        if modality == "text":
+        if isinstance(content, str):
             rows += len(tokenizer.encode(content))
         elif role == "assistant":
-            rows += len(record.clips[content].codes) + config.vocab.delay_rows
+            rows += content + config.vocab.delay_rows
         else:
-            samples = record.clips[content].num_samples
-            rows += clip_tokens(samples)
-            windows += block_windows(num_windows(samples), config.encoder.block_windows)
+            rows += clip_tokens(content)
+            windows += block_windows(num_windows(content), config.encoder.block_windows)
     return rows, windows
 
 

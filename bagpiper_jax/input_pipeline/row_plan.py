@@ -17,6 +17,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -99,7 +100,7 @@ class Drawn(NamedTuple):
 
 
 class RowPlan:
-    """Random access to the rows of a plan."""
+    """Random access to the rows of a plan, from several threads too."""
 
     def __init__(self, sources: Sequence[Lengths], shape: RowShape, seed: int):
         """Plans nothing yet.
@@ -116,6 +117,7 @@ class RowPlan:
         nothing = (0,) * len(sources)
         self._latest = Position(0, nothing, nothing, ())
         self._kept = [self._latest]  # by window
+        self._lock = threading.Lock()  # of the two
         self._window = functools.lru_cache(maxsize=2)(self._make_window)
 
     def __getitem__(self, row: int) -> list[Planned]:
@@ -139,18 +141,21 @@ class RowPlan:
 
     def resume(self, position: Position) -> None:
         """Makes a position known, so that windows from there on need nothing before it."""
-        self._latest = position
-        self._keep(position)
+        with self._lock:
+            self._latest = position
+            self._keep(position)
 
     def _keep(self, position: Position) -> None:
+        """Keeps a position; the lock is held."""
         at = bisect.bisect_left(self._kept, position.window, key=_window_of)
         if at == len(self._kept) or self._kept[at].window > position.window:
             self._kept.insert(at, position)
 
     def _position(self, window: int) -> Position:
-        at = self._kept[bisect.bisect_right(self._kept, window, key=_window_of) - 1]
-        if at.window < self._latest.window <= window:
-            at = self._latest
+        with self._lock:
+            at = self._kept[bisect.bisect_right(self._kept, window, key=_window_of) - 1]
+            if at.window < self._latest.window <= window:
+                at = self._latest
         while at.window < window:
             at = self._planned(at)[2]
         return at
@@ -200,9 +205,10 @@ class RowPlan:
         left = np.flatnonzero(found < 0)
         passed_on = tuple(zip(drawn.source[left].tolist(), drawn.number[left].tolist()))
         following = Position(at.window + 1, read, tokens, passed_on)
-        self._latest = following
-        if following.window % _KEPT == 0:
-            self._keep(following)
+        with self._lock:
+            self._latest = following
+            if following.window % _KEPT == 0:
+                self._keep(following)
         return drawn, found, following
 
     def _draw(self, at: Position) -> tuple[Drawn, tuple[int, ...], tuple[int, ...]]:

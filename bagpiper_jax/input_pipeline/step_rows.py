@@ -6,6 +6,7 @@ itself imports it where it is installed, and starts no backend.)
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -62,7 +63,11 @@ def host_batches(
 
 
 def start_worker(*_) -> None:
-    """Starts a data worker, which takes no core of the training and does not outlive it."""
+    """Starts a data worker, which takes no core of the training and does not outlive it.
+
+    SIGTERM to all processes of a job is for the training, which has steps to end and to save.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     one_blas_thread()
     die_with_parent()  # Grain's workers notice a parent that ends, not one that is killed
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.log_mel import TOKENS_PER_WINDOW, WINDOW_FRAMES
 from bagpiper_jax.modeling.config import AudioEncoderConfig, BagpiperConfig, DecoderConfig
+from bagpiper_jax.trees import is_below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ class _Count:
         self.reached = False  # by gradients: something is trained up to here
 
     def trained(self, path: str) -> bool:
-        return not any(path == top or path.startswith(f"{top}.") for top in self._frozen)
+        return not is_below(path, self._frozen)
 
     def reach(self, path: str):
         """Passes parameters. Stacked layers are passed before their products are counted: all of

@@ -17,7 +17,8 @@ from bagpiper_jax.sharding import on_mesh, partition
 
 BACKENDS = ("auto", "xla", "splash", "cudnn")
 
-_FASTEST = {"tpu": "splash", "gpu": "cudnn"}  # platform → backend
+PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}  # of the backends that run on one alone
+_FASTEST = {platform: backend for backend, platform in PLATFORMS.items()}
 
 
 def causal_attention(
@@ -29,17 +30,20 @@ def causal_attention(
       q: [B, T, N, H].
       k, v: [B, T, G, H], N a multiple of G.
       segment_ids: int [B, T]; 0 is padding.
-      backend: one of BACKENDS; see `fastest_backend` for "auto".
+      backend: one of BACKENDS; "auto" is that of `fastest_backend`, or XLA for what it does not
+        take.
       interpret: run the splash kernel as plain JAX, for tests without a TPU.
 
     Returns:
       [B, T, N, H] in the dtype of q.
 
     Raises:
-      UserError: no such backend, or one that does not take these shapes or this dtype.
+      UserError: no such backend, or a named one that does not take these shapes or this dtype.
     """
     if backend == "auto":
         backend = fastest_backend()
+        if _refusal(backend, q, k):
+            backend = "xla"
     if backend == "xla":
         return attention.causal_attention(q, k, v, segment_ids)
     if backend == "splash":
@@ -69,18 +73,55 @@ def fastest_backend() -> str:
     return _FASTEST.get(mesh.abstract_device.platform, "xla")
 
 
+def _refusal(backend: str, q, k) -> str:
+    """Why a backend does not take these inputs on the mesh in context; empty if it does."""
+    length, dim = q.shape[1], q.shape[-1]
+    if backend == "splash" and length % 128:
+        return (
+            f"attention backend splash takes rows of a multiple of 128 positions, not {length}: "
+            "choose another length or backend xla"
+        )
+    if backend == "cudnn" and q.dtype not in (jnp.bfloat16, jnp.float16):
+        return (
+            f"attention backend cudnn takes bfloat16 or float16, not {q.dtype}: "
+            "choose another dtype or backend xla"
+        )
+    if backend == "cudnn" and (dim % 8 or dim > 256 or length % 2):
+        return (
+            "attention backend cudnn takes a head dim of a multiple of 8 up to 256 and an even "
+            f"length, not {dim} and {length}: choose backend xla"
+        )
+    return "" if backend == "xla" else _undivided(q, k)
+
+
+def _undivided(q, k) -> str:
+    """What the mesh in context does not deal out evenly to its devices; empty if nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    for axis, size, what in (("batch", q.shape[0], "rows"), ("heads", k.shape[2], "k/v heads")):
+        names = partition(mesh, (axis,))[0] or ()
+        names = (names,) if isinstance(names, str) else names
+        if size % math.prod(mesh.shape[name] for name in names):
+            shape = " × ".join(f"{name} {mesh.shape[name]}" for name in names)
+            return (
+                f"the mesh ({shape}) does not divide {size} {what}: "
+                "choose smaller axes or attention backend xla"
+            )
+    return ""
+
+
+def _must_take(backend: str, q, k) -> None:
+    if reason := _refusal(backend, q, k):
+        raise UserError(reason)
+
+
 def splash_attention(q, k, v, segment_ids, *, interpret: bool = False) -> jax.Array:
     """`causal_attention` by the Pallas kernel for TPUs, which visits no block above the diagonal.
 
     Raises:
       UserError: T is not a multiple of 128, or the mesh in context does not divide B or G.
     """
+    _must_take("splash", q, k)
     length, dim = q.shape[1], q.shape[-1]
-    if length % 128:
-        raise UserError(
-            f"attention backend splash takes rows of a multiple of 128 positions, not {length}: "
-            "choose another length or backend xla"
-        )
     # half a second to import, of use on TPUs only
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
@@ -118,17 +159,7 @@ def cudnn_attention(q, k, v, segment_ids) -> jax.Array:
       UserError: q is not bfloat16 or float16, H is not a multiple of 8 up to 256 (before Hopper
         JAX takes 128 at most), T is odd, or the mesh in context does not divide B or G.
     """
-    length, dim = q.shape[1], q.shape[-1]
-    if q.dtype not in (jnp.bfloat16, jnp.float16):
-        raise UserError(
-            f"attention backend cudnn takes bfloat16 or float16, not {q.dtype}: "
-            "choose another dtype or backend xla"
-        )
-    if dim % 8 or dim > 256 or length % 2:
-        raise UserError(
-            "attention backend cudnn takes a head dim of a multiple of 8 up to 256 and an even "
-            f"length, not {dim} and {length}: choose backend xla"
-        )
+    _must_take("cudnn", q, k)
 
     def attend(q, k, v, segment_ids):
         # padding attends to padding, so that no softmax is over masked scores alone
@@ -142,15 +173,6 @@ def cudnn_attention(q, k, v, segment_ids) -> jax.Array:
 
 def _on_each_device(attend, q, k, v, segment_ids):
     """`attend`, on each device of the mesh in context with its rows and its heads."""
-    mesh, heads, rows = jax.sharding.get_abstract_mesh(), ("batch", None, "heads"), ("batch",)
-    for axis, size, what in (("batch", q.shape[0], "rows"), ("heads", k.shape[2], "k/v heads")):
-        names = partition(mesh, (axis,))[0] or ()
-        names = (names,) if isinstance(names, str) else names
-        if size % math.prod(mesh.shape[name] for name in names):
-            shape = " × ".join(f"{name} {mesh.shape[name]}" for name in names)
-            raise UserError(
-                f"the mesh ({shape}) does not divide {size} {what}: "
-                "choose smaller axes or attention backend xla"
-            )
+    heads, rows = ("batch", None, "heads"), ("batch",)
     run = on_mesh(lambda _, *arrays: attend(*arrays), (heads, heads, heads, rows), heads)
     return run(q, k, v, segment_ids)

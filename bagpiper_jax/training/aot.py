@@ -21,7 +21,6 @@ from bagpiper_jax.errors import UserError
 from bagpiper_jax.input_pipeline.batch import Batch
 from bagpiper_jax.log_mel import NUM_MELS, WINDOW_FRAMES
 from bagpiper_jax.modeling.bagpiper import Bagpiper
-from bagpiper_jax.modeling.flops import StepFlops, step_flops
 from bagpiper_jax.training.chips import Chip, chip_of_topology
 from bagpiper_jax.training.collectives import (
     bytes_by_axis,
@@ -31,7 +30,9 @@ from bagpiper_jax.training.collectives import (
 from bagpiper_jax.training.config import RunConfig
 from bagpiper_jax.training.feed import own_rows
 from bagpiper_jax.training.optimizer import learning_rate, make_optimizer
+from bagpiper_jax.training.speed import run_flops
 from bagpiper_jax.training.step import (
+    TrainState,
     abstract_state,
     batch_sharding,
     make_model,
@@ -101,6 +102,29 @@ def abstract_batch(run: RunConfig, sharding) -> Batch:
     )
 
 
+def lowered_step(run: RunConfig, mesh) -> tuple[jax.stages.Lowered, TrainState, Batch]:
+    """The train step of a run, not compiled yet, and the shapes of what it takes.
+
+    Args:
+      run: the settings.
+      mesh: of the run, which `jax.set_mesh` has set too.
+    """
+    model = make_model(run, run.shapes)
+    optimizer = make_optimizer(run.optimizer, run.steps)
+    shapes = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    shardings = state_shardings(mesh, shapes, optimizer, run.frozen)
+    state = abstract_state(model, optimizer, shardings, run.frozen)
+    batch = abstract_batch(run, batch_sharding(mesh))
+    step = make_train_step(
+        model,
+        optimizer,
+        learning_rate(run.optimizer, run.steps),
+        frozen=run.frozen,
+        shardings=shardings,
+    )
+    return step.lower(state, batch), state, batch
+
+
 def compile_report(run: RunConfig, topology: str, slices: int = 1) -> dict[str, Any]:
     """Compiles the train step of a run for TPU slices and tells what it takes.
 
@@ -119,34 +143,21 @@ def compile_report(run: RunConfig, topology: str, slices: int = 1) -> dict[str, 
     """
     chip = chip_of_topology(topology)
     devices = topology_devices(topology, slices)
-    mesh = run_mesh(run, devices, slices)
-    sharding = batch_sharding(mesh)
-    own_rows(sharding, run.data.rows, run.compute.accumulation)  # they can be dealt out evenly
-    config = run.shapes
-    model = make_model(run, config)
-    optimizer = make_optimizer(run.optimizer, run.steps)
-    shapes = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    shardings = state_shardings(mesh, shapes, optimizer, run.frozen)
-    state = abstract_state(model, optimizer, shardings, run.frozen)
-    step = make_train_step(
-        model,
-        optimizer,
-        learning_rate(run.optimizer, run.steps),
-        frozen=run.frozen,
-        shardings=shardings,
-    )
+    mesh = run_mesh(run, devices)
+    # they can be dealt out evenly
+    own_rows(batch_sharding(mesh), run.data.rows, run.compute.accumulation)
     began = time.monotonic()
-    batch = abstract_batch(run, sharding)
     available = chip.program_bytes / chip.devices_per_chip
     try:
         with jax.set_mesh(mesh):
-            compiled, text = compile_with_dump(step.lower(state, batch))
+            lowered, state, batch = lowered_step(run, mesh)
+            compiled, text = compile_with_dump(lowered)
     except jax.errors.JaxRuntimeError as e:
         raise _too_small(e, topology) from e
     seconds = time.monotonic() - began
     memory = compiled.memory_analysis()
-    flops = _flops(run, run.frozen)
-    saved = _saved_activations(run, config, mesh)
+    flops = run_flops(run, run.shapes, run.frozen)
+    saved = _saved_activations(run, mesh)
     kinds = {
         "parameters": _local_bytes(state.params),
         "optimizer": _local_bytes(state.opt_state),
@@ -194,13 +205,7 @@ def _local_bytes(tree: Any) -> int:
     )
 
 
-def _flops(run: RunConfig, frozen) -> StepFlops:
-    data = run.data
-    sizes = {"rows": data.rows, "length": data.length, "windows": data.windows}
-    return step_flops(run.shapes, **sizes, frozen=frozen)
-
-
-def _saved_activations(run: RunConfig, config, mesh) -> int:
+def _saved_activations(run: RunConfig, mesh) -> int:
     """Bytes on one device of what the layers keep for their backward pass, where it is their input.
 
     Of other remat policies the compiler alone knows; then it counts as temporary.
@@ -209,7 +214,7 @@ def _saved_activations(run: RunConfig, config, mesh) -> int:
         return 0
     rows = run.data.rows // run.compute.accumulation
     rows //= mesh.shape["replica"] * mesh.shape["fsdp"]
-    decoder = config.decoder
+    decoder = run.shapes.decoder
     size = rows * run.data.length * decoder.hidden_size * jnp.dtype(run.compute.dtype).itemsize
     return size * decoder.num_hidden_layers
 
@@ -219,7 +224,8 @@ def _floors(run, chip: Chip, mesh, flops, kinds: Mapping[str, float], ops) -> di
     peak = mesh.size * chip.bf16_flops / chip.devices_per_chip
     again = 0.0
     if run.compute.remat in ("full", "offload"):  # the forward pass of what gradients go through
-        forward = _flops(run, ("audio_tower", "adaptor", "model", "lm_head", "stream_emb"))
+        parts = ("audio_tower", "adaptor", "model", "lm_head", "stream_emb")
+        forward = run_flops(run, run.shapes, frozen=parts)
         again = forward.decoder + forward.attention
         if "audio_tower" not in run.frozen:
             again += forward.encoder
@@ -310,7 +316,7 @@ def largest_batch(run: RunConfig, topology: str, slices: int, progress=print) ->
       UserError: not even one fits.
     """
     data = run.data
-    mesh = run_mesh(run, topology_devices(topology, slices), slices)
+    mesh = run_mesh(run, topology_devices(topology, slices))
     groups = mesh.size // mesh.shape["tensor"]
     fits, rows = 0, 1
     while True:

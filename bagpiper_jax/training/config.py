@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from bagpiper_jax.input_pipeline.scenes.tasks import DIALOGUES
 from bagpiper_jax.modeling.config import BagpiperConfig, changed, get_config
 from bagpiper_jax.modeling.layers import REMAT
 from bagpiper_jax.ops.flash_attention import BACKENDS
+from bagpiper_jax.training.ranges import check_ranges
 from bagpiper_jax.trees import is_below
 
 FLOATS = ("float32", "bfloat16")
@@ -124,7 +126,7 @@ class RunConfig:
       frozen: dotted paths of parameters that are not trained, with all that lies below them.
       log_every, sample_every, save_every: steps between metrics, samples, checkpoints.
       keep, keep_every: the last `keep` checkpoints stay, and those of every `keep_every`-th step
-        (0: none of them).
+        (a multiple of `save_every`; 0: none of them).
     """
 
     model: str
@@ -237,25 +239,17 @@ def _check_sets(sets: tuple) -> None:
 
 
 def _check(run: RunConfig) -> None:
-    positive = {
-        "steps": run.steps,
-        "log_every": run.log_every,
-        "save_every": run.save_every,
-        "sample_every": run.sample_every,
-        "keep": run.keep,
-        "data.batch_tokens": run.data.batch_tokens,
-        "data.length": run.data.length,
-        "data.windows": run.data.windows,
-        "optimizer.peak_lr": run.optimizer.peak_lr,
-        "compute.accumulation": run.compute.accumulation,
-    }
-    for key, value in positive.items():
-        if value <= 0:
-            raise UserError(f"config key {key} must be positive, not {value}")
     _check_sets(run.data.sets)
+    check_ranges(flat_settings(run))
+    if run.keep_every % run.save_every:
+        raise UserError(
+            f"config key keep_every must be a multiple of save_every, not {run.keep_every} of "
+            f"{run.save_every}: only what is saved can be kept"
+        )
     scenes = run.data.corpus and not run.data.sets
-    tasks = TASKS if scenes else records.TASKS
-    if set(run.data.mixture) - set(tasks) or sum(run.data.mixture.values()) <= 0:
+    tasks, shares = TASKS if scenes else records.TASKS, run.data.mixture.values()
+    some = 0 < sum(shares) < math.inf and min(shares) >= 0
+    if set(run.data.mixture) - set(tasks) or not some:
         raise UserError(f"config key data.mixture must weigh some of {tasks}: {run.data.mixture}")
     if run.init_parts and not run.init_from:
         raise UserError("config key init_parts: name the weights to take them of in init_from")

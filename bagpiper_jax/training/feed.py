@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.input_pipeline.batch import Batch
 
+_LOOK_EVERY = 1.0  # seconds between looks at whether the run is to end
 _SAY_AFTER = 60.0  # seconds without a batch until it is said
 _STOP_AFTER = 1800.0  # and until the run stops
 
@@ -39,7 +40,7 @@ def own_rows(sharding: NamedSharding, rows: int, micro_batches: int) -> np.ndarr
         raise UserError(
             f"a batch of {rows} rows (data.batch_tokens / data.length) does not divide into "
             f"{micro_batches} micro-batches (compute.accumulation) for {parts} groups of devices "
-            "(mesh.replica x mesh.fsdp)"
+            "(mesh.replica x mesh.fsdp): raise mesh.tensor or choose another accumulation"
         )
     spans = sharding.addressable_devices_indices_map((micro_batches, per_micro)).values()
     own = sorted({r for span in spans for r in range(*span[1].indices(per_micro))})
@@ -60,7 +61,8 @@ def place(batch: Batch, sharding: NamedSharding, rows: int, micro_batches: int, 
             return local[:, at[span[0]] : at[span[-1]] + 1]
 
         shape = (micro_batches, per_micro, *field.shape[1:])
-        return jax.make_array_from_callback(shape, sharding, part)
+        with jax.transfer_guard("allow"):
+            return jax.make_array_from_callback(shape, sharding, part)
 
     return Batch(*map(make, batch))
 
@@ -106,25 +108,29 @@ class Ahead:
         self._closed.set()
         self._thread.join(timeout=30)
 
-    def next(self):
-        """The next item.
+    def next(self, unless: Callable[[], bool] = lambda: False):
+        """The next item; None where it has not come yet and `unless()` holds.
 
         Raises:
           UserError: nothing came for half an hour.
           StopIteration: there are no more; else whatever the iterator raised.
         """
-        since = time.monotonic()
+        since, say_at = time.monotonic(), _SAY_AFTER
         while True:
             try:
-                item = self._items.get(timeout=_SAY_AFTER)
+                item = self._items.get(timeout=_LOOK_EVERY)
             except queue.Empty:
+                if unless():
+                    return None
                 waited = time.monotonic() - since
                 if waited > _STOP_AFTER:
                     raise UserError(
                         f"the input pipeline gave no batch for {waited / 60:.0f} minutes: a data "
                         "worker may have died (try data.workers=0), or the disk hangs"
                     ) from None
-                print(f"waiting for input: no batch for {waited:.0f} s", file=sys.stderr)
+                if waited > say_at:
+                    say_at += _SAY_AFTER
+                    print(f"waiting for input: no batch for {waited:.0f} s", file=sys.stderr)
                 continue
             if isinstance(item, BaseException):
                 raise item

@@ -1,8 +1,11 @@
-"""Several processes as one run: start, names, barriers, who writes."""
+"""Several processes as one run: start, names, barriers, who writes, when all stop."""
 
 from __future__ import annotations
 
+import json
+import signal
 import socket
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,8 +15,6 @@ from jax.experimental import multihost_utils
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.store import late_hosts, wait_for_all
 from bagpiper_jax.training.failure_watch import FailureWatch
-
-_NAME_BYTES = 128
 
 
 def connect(coordinator: str, num_processes: int | None, process_id: int | None) -> FailureWatch:
@@ -49,17 +50,48 @@ def is_first() -> bool:
 
 def host_names() -> list[str]:
     """The hosts' names, by process."""
-    name = f"{socket.gethostname()}/{jax.process_index()}".encode()[:_NAME_BYTES]
-    padded = np.zeros(_NAME_BYTES, np.uint8)
-    padded[: len(name)] = np.frombuffer(name, np.uint8)
-    return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in gathered(padded)]
+    return _gathered_texts(f"{socket.gethostname()}/{jax.process_index()}")
+
+
+def check_same(settings: dict[str, Any], hosts: list[str]) -> None:
+    """Compares what all processes must have been started with alike.
+
+    Hosts that do not do the same things at the same steps would wait for each other for ever.
+
+    Args:
+      settings: of this process, by key; plain values.
+      hosts: names by process.
+
+    Raises:
+      UserError: a host has others than the first one; it names the keys.
+    """
+    all_of_them = [json.loads(text) for text in _gathered_texts(json.dumps(settings))]
+    first = all_of_them[0]
+    for host, theirs in zip(hosts, all_of_them, strict=True):
+        differing = sorted(k for k in {*first, *theirs} if first.get(k) != theirs.get(k))
+        if differing:
+            raise UserError(
+                f"{host} has other settings than {hosts[0]} ({', '.join(differing)}): start all "
+                "processes with the same config"
+            )
+
+
+def _gathered_texts(text: str) -> list[str]:
+    """A text of every process, by process; of any lengths."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    lengths = gathered(np.array(len(data), np.int32))
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: len(data)] = data
+    rows = zip(gathered(padded), lengths, strict=True)
+    return [bytes(row[:length]).decode() for row, length in rows]
 
 
 def gathered(values: np.ndarray) -> np.ndarray:
     """An array of every process, [processes, …]."""
     if jax.process_count() == 1:
         return values[None]
-    return np.asarray(multihost_utils.process_allgather(values))
+    with jax.transfer_guard("allow"):
+        return np.asarray(multihost_utils.process_allgather(values))
 
 
 def barrier(name: str, hosts: list[str], timeout: float = 600) -> None:
@@ -81,3 +113,26 @@ def should_stop(step: int, terminated: bool) -> bool:
     if jax.process_count() == 1:
         return terminated
     return bool(multihost_utils.reached_preemption_sync_point(step))
+
+
+class Terminated:
+    """Notes SIGTERM while it is entered, so that the loop can end at a step.
+
+    With several processes JAX notes it, and tells all of them.
+    """
+
+    def __init__(self):
+        self.requested = False
+
+    def __enter__(self):
+        self._previous = None
+        if jax.process_count() == 1:
+            self._previous = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, *_):
+        self.requested = True
+
+    def __exit__(self, *_):
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)

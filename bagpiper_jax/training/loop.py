@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -32,7 +32,7 @@ from bagpiper_jax.sharding import parameter_shardings
 from bagpiper_jax.store import Checkpoints, has_checkpoint
 from bagpiper_jax.training import feed, hosts
 from bagpiper_jax.training.assets import asset_fingerprints, prepare_assets, run_shapes
-from bagpiper_jax.training.config import RunConfig, claim_workdir
+from bagpiper_jax.training.config import RunConfig, claim_workdir, flat_settings
 from bagpiper_jax.training.metrics import MetricsLog
 from bagpiper_jax.training.optimizer import learning_rate, make_optimizer
 from bagpiper_jax.training.speed import Speed
@@ -46,6 +46,7 @@ from bagpiper_jax.training.step import (
     run_mesh,
     state_shardings,
 )
+from bagpiper_jax.training.trace import Trace
 from bagpiper_jax.trees import dotted, nested, split_below
 
 # called with (model, params, assets, log, step)
@@ -53,7 +54,10 @@ SampleFn = Callable[[Bagpiper, dict, Assets, MetricsLog, int], None]
 
 # a run that skips so many of its last steps has diverged
 _MAX_SKIPPED, _SKIPPED_WITHIN = 20, 1000
-_PROFILED = range(10, 15)  # steps after the first one, which compiles
+_ASSETS_WITHIN = 1200.0  # seconds; to fit them takes two minutes of two cores
+_WRITTEN_WITHIN = 1200.0  # seconds; a batch of the 8B model is compressed in a minute or more
+# paths, which hosts may have each their own
+_PATHS = ("init_from", "data.corpus", "data.tokenizer", "data.codec")
 
 
 def make_source(run: RunConfig, assets: Assets) -> PackedRecords | PackedScenes:
@@ -125,8 +129,9 @@ def train(
 ) -> TrainState:
     """Runs, or resumes, a training in `workdir` to its last step.
 
-    SIGTERM saves a checkpoint and returns early. As one of several processes (`hosts.connect`)
-    all call this, with one workdir that all of them reach.
+    SIGTERM saves a checkpoint and returns early, where there is one process even while no batch
+    comes. As one of several processes (`hosts.connect`) all call this, with one workdir that all of
+    them reach.
 
     Args:
       run: the settings; a workdir belongs to one run.
@@ -138,8 +143,8 @@ def train(
       wandb: project of Weights & Biases that gets the metrics too.
 
     Raises:
-      UserError: bad settings, a workdir of another run, a checkpoint that cannot be written, or a
-        training that diverged.
+      UserError: bad settings, others on another host, a workdir of another run, a checkpoint that
+        cannot be written, or a training that diverged.
     """
     mesh = run_mesh(run, _devices(run))
     sharding = batch_sharding(mesh)
@@ -147,10 +152,11 @@ def train(
     mine = feed.own_rows(sharding, rows, micro_batches)
     _check(run, workdir, mesh)
     names = hosts.host_names()
+    hosts.check_same(_common_settings(run), names)
     if hosts.is_first():
         claim_workdir(workdir, run, must_resume=must_resume)
         prepare_assets(run, workdir)
-    hosts.barrier("assets", names, timeout=240)
+    hosts.barrier("assets", names, timeout=_ASSETS_WITHIN)
     assets = load_assets(workdir)
     if mesh.size < jax.device_count():
         print(f"config.mesh: using {mesh.size} of {jax.device_count()} devices", file=sys.stderr)
@@ -158,8 +164,8 @@ def train(
     optimizer = make_optimizer(run.optimizer, run.steps)
     source = make_source(run, assets)
     with (
+        hosts.Terminated() as terminated,  # until the last checkpoint is whole
         Checkpoints(workdir, keep=run.keep, keep_every=run.keep_every, hosts=names) as checkpoints,
-        _Terminated() as terminated,
     ):
         state, shardings, position = _start(run, model, optimizer, mesh, checkpoints, must_resume)
         start = position["batches"]
@@ -187,18 +193,24 @@ def train(
                     else iter(())
                 )
             ) as batches,
+            Trace(os.path.join(workdir, "profile") if profile else None) as trace,
+            jax.transfer_guard("disallow"),  # what has to be copied asks for it
         ):
             for number in range(start, run.steps):
+                log.keep_up()  # else the wait is one for batches that nobody needs yet
                 asked = time.monotonic()
-                local = batches.next()
+                local = batches.next(unless=lambda: terminated.requested)
                 waited = time.monotonic() - asked
+                if local is None:  # told to end while nothing came
+                    log.write(number)
+                    if number > start and number % run.save_every:
+                        _save(checkpoints, state, source, number, rows)
+                    break
                 if number == start or (number + 1) % run.log_every == 0:
                     _check_rows(source, local, number, mine, rows, names)
                 batch = feed.place(local, sharding, rows, micro_batches, mine)
-                if profile and number - start in (_PROFILED.start, _PROFILED.stop):
-                    jax.block_until_ready(state)
-                    _trace(workdir, number - start == _PROFILED.start)
-                with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
+                trace.before(number - start, state)
+                with jax.set_mesh(mesh):
                     state, metrics = step_fn(state, batch)
                 log.add(metrics, waited)
                 checkpoints.check()
@@ -208,18 +220,14 @@ def train(
                 if done % run.log_every == 0 or last:
                     skipped = [s for s in skipped if s > done - _SKIPPED_WITHIN]
                     skipped += log.write(done)
-                    if len(skipped) > _MAX_SKIPPED:
-                        _give_up(source, rows, skipped, workdir)
+                    if len(skipped) >= _MAX_SKIPPED:
+                        _give_up(source, rows, skipped, workdir, names)
                 if done % run.save_every == 0 or last:
-                    checkpoints.save(
-                        done,
-                        state.params,
-                        {"step": state.step, "state": state.opt_state},
-                        {"batches": done, **_position(source, done * rows)},
-                    )
+                    _save(checkpoints, state, source, done, rows)
                 if sample is not None and not stopping:
                     if done % run.sample_every == 0 or last:
-                        sample(model, state.params, assets, log, done)
+                        with jax.transfer_guard("allow"):
+                            sample(model, state.params, assets, log, done)
                 if stopping:
                     break
     return state
@@ -256,6 +264,13 @@ def _check(run: RunConfig, workdir: str, mesh) -> None:
             raise UserError(f"config key init_from: {run.init_from} is no {run.model}")
 
 
+def _common_settings(run: RunConfig) -> dict[str, Any]:
+    """What all hosts must have alike: all but workers, and of paths whether there are any."""
+    settings = flat_settings(run)
+    del settings["data.workers"]
+    return settings | {key: bool(settings[key]) for key in _PATHS}
+
+
 def _check_rows(source, local: Batch, number: int, mine, rows: int, names: list[str]) -> None:
     """Compares what hosts hold alike; if nothing, they all make the first row of the step."""
     if jax.process_count() == 1:
@@ -283,14 +298,17 @@ def _start(run: RunConfig, model, optimizer, mesh, checkpoints: Checkpoints, mus
     return make(params), shardings, {"batches": 0}
 
 
-def _position(source: PackedRecords | PackedScenes, row: int) -> dict:
-    """What a checkpoint keeps of the data beside the steps; scenes need nothing."""
-    return {"data": source.position(row)} if isinstance(source, PackedRecords) else {}
+def _save(checkpoints: Checkpoints, state: TrainState, source, done: int, rows: int) -> None:
+    """Starts saving after `done` steps; of the data scenes need nothing beside their number."""
+    position: dict[str, Any] = {"batches": done}
+    if isinstance(source, PackedRecords):
+        position["data"] = source.position(done * rows)
+    optimizer = {"step": state.step, "state": state.opt_state}
+    with jax.transfer_guard("allow"):
+        checkpoints.save(done, state.params, optimizer, position)
 
 
-def _give_up(
-    source: PackedRecords | PackedScenes, rows: int, skipped: list[int], workdir: str
-) -> None:
+def _give_up(source, rows: int, skipped: list[int], workdir: str, names: list[str]) -> NoReturn:
     """Writes the batch of the last skipped step for inspection, and ends the run."""
     step = skipped[-1]
     path = os.path.join(workdir, "skipped", f"step_{step}.npz")
@@ -298,6 +316,8 @@ def _give_up(
         make_directory(os.path.dirname(path))
         batch = stack_rows([source[(step - 1) * rows + row] for row in range(rows)])
         write_whole(path, lambda p: _save_batch(p, batch))
+    # who raises first ends the others, the one that writes too
+    hosts.barrier("skipped", names, timeout=_WRITTEN_WITHIN)
     raise UserError(
         f"{len(skipped)} steps had a loss or gradient that is not finite: lower "
         f"optimizer.peak_lr; the last such batch is in {path}"
@@ -307,33 +327,3 @@ def _give_up(
 def _save_batch(path: str, batch: Batch) -> None:
     with open(path, "wb") as file:
         np.savez_compressed(file, **batch._asdict())
-
-
-def _trace(workdir: str, begin: bool) -> None:
-    if begin:
-        jax.profiler.start_trace(os.path.join(workdir, "profile"))
-    else:
-        jax.profiler.stop_trace()
-
-
-class _Terminated:
-    """Notes SIGTERM while it is entered, so that the loop can end at a step.
-
-    With several processes JAX notes it, and tells all of them.
-    """
-
-    def __init__(self):
-        self.requested = False
-
-    def __enter__(self):
-        self._previous = None
-        if jax.process_count() == 1:
-            self._previous = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def _note(self, *_):
-        self.requested = True
-
-    def __exit__(self, *_):
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)

@@ -83,8 +83,17 @@ class MetricsLog:
         self._waited += input_wait
         self._bar.update(1)
 
+    def keep_up(self) -> None:
+        """Returns when the step before the last one is done: the host is no more than one ahead.
+
+        A host further ahead waits for batches while its devices are busy, and holds them there.
+        """
+        jax.block_until_ready(self._pending[-2:-1])
+
     def write(self, step: int) -> list[int]:
-        """Writes the means since the last call; returns the steps that were skipped."""
+        """Writes the means since the last call, if any; returns the steps that were skipped."""
+        if not self._pending:
+            return []
         pending = jax.device_get(self._pending)
         scalars = summarize(pending)
         elapsed = time.monotonic() - self._since

@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from bagpiper_jax.modeling.config import BagpiperConfig
-from bagpiper_jax.modeling.flops import step_flops
+from bagpiper_jax.modeling.flops import StepFlops, step_flops
 from bagpiper_jax.training.chips import chip_of
 from bagpiper_jax.training.config import RunConfig
 
@@ -38,10 +39,7 @@ class Speed:
     @classmethod
     def of(cls, run: RunConfig, config: BagpiperConfig, device: jax.Device, devices: int) -> Speed:
         """The run's, on `devices` devices like this one."""
-        data = run.data
-        flops = step_flops(
-            config, rows=data.rows, length=data.length, windows=data.windows, frozen=run.frozen
-        )
+        flops = run_flops(run, config, run.frozen)
         chip = chip_of(device.device_kind)
         if chip is not None:
             peak = devices * chip.bf16_flops / chip.devices_per_chip
@@ -54,6 +52,13 @@ class Speed:
     def utilisation(self, seconds_per_step: float) -> float:
         """MFU."""
         return self.step_flops / (seconds_per_step * self.peak_flops)
+
+
+def run_flops(run: RunConfig, config: BagpiperConfig, frozen: Sequence[str]) -> StepFlops:
+    """Model FLOPs of a step of the run, of a model of these shapes with these frozen parts."""
+    data = run.data
+    sizes = {"rows": data.rows, "length": data.length, "windows": data.windows}
+    return step_flops(config, **sizes, frozen=frozen)
 
 
 def _measured_peak(device: jax.Device) -> float:

@@ -17,7 +17,8 @@ from bagpiper_jax.errors import UserError
 from bagpiper_jax.input_pipeline.batch import Batch
 from bagpiper_jax.modeling.bagpiper import Bagpiper, mean_metrics, next_rows
 from bagpiper_jax.modeling.config import BagpiperConfig
-from bagpiper_jax.sharding import make_mesh, parameter_shardings, partition
+from bagpiper_jax.ops.flash_attention import PLATFORMS
+from bagpiper_jax.sharding import count_slices, make_mesh, parameter_shardings, partition
 from bagpiper_jax.training.config import RunConfig
 from bagpiper_jax.training.optimizer import join, split_frozen
 from bagpiper_jax.trees import dotted, nested, path_name
@@ -94,15 +95,22 @@ def _updates(opt_state: Any) -> jax.Array:
     return counts[0]
 
 
-def run_mesh(run: RunConfig, devices: Sequence[jax.Device], slices: int = 1) -> Mesh:
+def run_mesh(run: RunConfig, devices: Sequence[jax.Device]) -> Mesh:
     """The mesh of a run; of several slices each is a replica, where `mesh.replica` is 1.
 
     Raises:
-      UserError: it does not fit the devices, or `mesh.tensor` does not divide the rows' length.
+      UserError: it does not fit the devices, or `mesh.tensor` does not divide the rows' length, or
+        the attention backend is for other devices.
     """
+    platform, backend = devices[0].platform, run.compute.attention
+    if PLATFORMS.get(backend, platform) != platform:
+        raise UserError(
+            f"config key compute.attention: {backend} is for {PLATFORMS[backend]} devices, not "
+            f"{platform}: choose auto or xla"
+        )
     sizes = dataclasses.asdict(run.mesh)
-    if slices > 1 and sizes["replica"] == 1:
-        sizes["replica"] = slices
+    if sizes["replica"] == 1:
+        sizes["replica"] = count_slices(devices)
     mesh = make_mesh(sizes, devices)
     if run.data.length % mesh.shape["tensor"]:
         raise UserError("config key mesh.tensor must be a divisor of data.length")
