@@ -4,8 +4,8 @@
         --config experiments/mini.py --config.mesh.fsdp=-1 --config.data.batch_tokens=4096 \\
         --workdir runs/pod
 
-What follows `--` goes to `bagpiper train`. The first failure ends all of them; SIGTERM is passed on to
-all, which save and end.
+What follows `--` goes to `bagpiper train`. The first failure ends all of them; SIGTERM is
+passed on to all, which save and end.
 """
 
 import argparse
