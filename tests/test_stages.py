@@ -30,7 +30,7 @@ def stage(name, *overrides):
     config = os.path.join(os.path.dirname(CONFIG), name)
     small = [*TINY, "--config.steps=2", "--config.optimizer.warmup_steps=1"]
     small += [f"--config.data.corpus={CORPUS}", "--config.data.windows=12"]
-    small += ["--config.compute.accumulation=1", *overrides]
+    small += ["--config.compute.accumulation=1", "--config.keep_every=0", *overrides]
     return load_config(["--config", config, *small])
 
 
