@@ -78,15 +78,15 @@ def compare(directories: Sequence[str], out: str) -> str:
 def compared(runs: Sequence[Run]) -> list[Line]:
     """Every figure that a run has, in the order of the first run that has it."""
     of_runs = [{(row.name, row.path): row for row in tables.rows(run.results)} for run in runs]
-    found = {key: row.label for of_run in reversed(of_runs) for key, row in of_run.items()}
-    names = dict.fromkeys(name for of_run in of_runs for name, _ in of_run)
+    labels: dict[tuple[str, tuple[str, ...]], str] = {}
+    for of_run in of_runs:
+        for key, row in of_run.items():
+            labels.setdefault(key, row.label)
     lines = []
-    for name in names:
+    for name in dict.fromkeys(name for name, _ in labels):
         sums = [workdir.read_sums(run.directory, name) for run in runs]
         paired = [same_items(runs[0], run, name) for run in runs]
-        for key in (key for of_run in of_runs for key in of_run if key[0] == name):
-            if key not in found:
-                continue
+        for key in (key for key in labels if key[0] == name):
             mine = [of_run.get(key) for of_run in of_runs]
             first, *others = (of_run.get("/".join(key[1])) for of_run in sums)
             differences = [
@@ -95,7 +95,7 @@ def compared(runs: Sequence[Run]) -> list[Line]:
             ]
             values = [row.value if row else None for row in mine]
             control = mine[0].control if mine[0] else None
-            lines.append(Line(name, found.pop(key), values, [None, *differences], control))
+            lines.append(Line(name, labels[key], values, [None, *differences], control))
     return lines
 
 

@@ -15,7 +15,7 @@ from bagpiper_jax.evaluation.config import EvaluationConfig
 from bagpiper_jax.evaluation.context import Context
 from bagpiper_jax.evaluation.figures import RESULTS_FILE, Evaluation
 from bagpiper_jax.evaluation.report import write_report
-from bagpiper_jax.evaluation.sampling_choice import choose_sampling
+from bagpiper_jax.evaluation.sampling_choice import CHOSEN, choose_sampling
 from bagpiper_jax.files import make_directory, write_json, write_text
 from bagpiper_jax.json_lines import Journal
 
@@ -82,7 +82,7 @@ def _choose(context: Context, directory: str) -> None:
     """Chooses the sampling, unless that was done before the evaluation was begun."""
     begun = workdir.read_json(os.path.join(directory, workdir.HEAD_FILE))
     if begun is not None:
-        if not str(begun.get("sampling_source")).startswith("chosen"):
+        if begun.get("sampling_source") != CHOSEN:
             raise UserError(
                 f"{directory} was begun without --choose-sampling: name another workdir, or leave "
                 "the flag out"

@@ -17,6 +17,7 @@ from bagpiper_jax.input_pipeline.scenes import Corpus
 from bagpiper_jax.release import SAMPLING_FILE
 
 TRIALS_FILE = "sampling_trials.json"
+CHOSEN = "chosen on development scenes"  # a `sampling_source`
 TEMPERATURES = (0.0, 0.6, 0.8)
 CFGS = (1.0, 1.5, 2.0, 3.0)
 MIN_ROWS = (20, 40, 60)  # the shortest scenes have about 60 frames
@@ -98,4 +99,4 @@ def sampling_source(checkpoint: str, audio: Sampling) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return "not chosen"
     same = all(best.get(name) == value for name, value in dataclasses.asdict(audio).items())
-    return "chosen on development scenes" if same else "not chosen"
+    return CHOSEN if same else "not chosen"
