@@ -1,5 +1,7 @@
 """Backends of causal attention against the plain formula, alone and on a mesh; their choice."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,10 +189,14 @@ def test_auto_takes_what_the_fastest_backend_refuses(
     q = jax.ShapeDtypeStruct((rows, length, 2, dim), dtype)
     segments = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     with abstract_mesh(AbstractDevice("a kind", None, platform=platform)):
-        if chosen == "xla":
-            assert jax.eval_shape(causal_attention, q, q, q, segments).shape == q.shape
-        else:
+        if chosen != "xla":
             assert causal_attention(q, q, q, segments) == chosen
+            return
+        with warnings.catch_warnings(record=True) as told:
+            assert jax.eval_shape(causal_attention, q, q, q, segments).shape == q.shape
+        texts = [str(w.message) for w in told]
+        assert len(texts) == (platform != "cpu")  # there it is the fastest
+        assert all("XLA computes attention instead, slower: " in text for text in texts)
 
 
 @pytest.mark.parametrize(

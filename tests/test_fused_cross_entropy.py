@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from bagpiper_jax.ops.fused_cross_entropy import HeadShape, fused_cross_entropy
-from bagpiper_jax.ops.stream_log_sum_exp import stream_log_sum_exp
+from bagpiper_jax.ops.stream_log_sum_exp import (
+    make_offsets,
+    stream_gradients,
+    stream_log_sum_exp,
+)
 
 STREAMS, STREAM_SIZE, TEXT = 4, 17, 60
 VOCAB = TEXT + STREAMS * STREAM_SIZE
@@ -24,10 +28,10 @@ def plain(hidden, targets, mask, head, stream_emb):
     return jnp.where(mask, lse - at, 0), jnp.where(mask, lse, 0), logits.argmax(-1)
 
 
-def case(seed, rows=50, scale=1.0, emb_scale=1.0, dim=16):
+def case(seed, rows=50, scale=1.0, emb_scale=1.0, dim=16, padding=11):
     rng = np.random.default_rng(seed)
     hidden = rng.normal(size=(rows, dim)) * scale
-    head = rng.normal(size=(VOCAB + 11, dim))
+    head = rng.normal(size=(VOCAB + padding, dim))
     stream_emb = rng.normal(size=(STREAMS, dim)) * emb_scale
     targets = np.zeros((rows, STREAMS), np.int32)
     targets[:, 0] = rng.integers(0, VOCAB, rows)
@@ -52,10 +56,13 @@ def fused(hidden, targets, mask, weights, head, stream_emb, *, chunk=1024, batch
 SCALES = [(0.3, 0.0), (1.0, 1.0), (1.0, 8.0), (8.0, 8.0), (30.0, 30.0), (100.0, 0.1)]
 
 
-@pytest.mark.parametrize("chunk", [1024, 16])
+# more padding than a 64th of the head is cut off before the products, less goes through them
+@pytest.mark.parametrize("chunk,padding", [(1024, 11), (16, 11), (1024, 0), (16, 1)])
 @pytest.mark.parametrize("scale,emb_scale", SCALES)
-def test_values_and_gradients_agree_with_the_plain_form(scale, emb_scale, chunk):
-    hidden, targets, mask, head, stream_emb = case(0, scale=scale, emb_scale=emb_scale)
+def test_values_and_gradients_agree_with_the_plain_form(scale, emb_scale, chunk, padding):
+    hidden, targets, mask, head, stream_emb = case(
+        0, scale=scale, emb_scale=emb_scale, padding=padding
+    )
     weights = jax.random.uniform(jax.random.key(1), mask.shape)
 
     def fused_loss(hidden, head, stream_emb):
@@ -81,20 +88,69 @@ def test_values_and_gradients_agree_with_the_plain_form(scale, emb_scale, chunk)
     np.testing.assert_allclose(ours[0], theirs[0], rtol=2e-5)
     for mine, other in zip(ours[1], theirs[1], strict=True):
         np.testing.assert_allclose(mine, other, rtol=2e-4, atol=2e-4 * float(jnp.abs(other).max()))
+    assert not grads[1][VOCAB:].any()
 
 
-def test_adversarial_maxima_that_do_not_meet():
+def test_masked_targets_and_their_weights_may_be_anything():
+    hidden, targets, mask, *tables = case(5)
+    weights = jax.random.uniform(jax.random.key(1), mask.shape)
+
+    def values_and_gradients(targets, weights):
+        return jax.value_and_grad(
+            lambda *x: fused(x[0], targets, mask, weights, *x[1:]), (0, 1, 2), has_aux=True
+        )(hidden, *tables)
+
+    want = values_and_gradients(targets, weights)
+    for target in (VOCAB, VOCAB + 11, -1, 2**31 - 1):
+        others = jnp.where(mask, targets, target), jnp.where(mask, weights, jnp.nan)
+        jax.tree.map(np.testing.assert_array_equal, values_and_gradients(*others), want)
+
+
+def log_sum_exps(logits, offsets, wanted, grad):
+    """Values, gradients of their weighed sum, and whether the factorised form was taken."""
+    added = make_offsets(offsets)
+    values, sums = stream_log_sum_exp(logits, added, wanted)
+    grads = stream_gradients(sums, added, values, jnp.where(wanted, grad, 0))
+    return jnp.where(wanted, values, 0), grads, bool(sums.trusted)
+
+
+def plain_log_sum_exps(logits, offsets, wanted, grad):
+    def values(logits, offsets):
+        return jnp.where(wanted, jax.nn.logsumexp(logits[:, None] + offsets[None], axis=-1), 0)
+
+    grads = jax.grad(lambda *x: (grad * values(*x)).sum(), (0, 1))(logits, offsets)
+    return values(logits, offsets), grads
+
+
+@pytest.mark.parametrize(
+    "apart,factorised", [(0.0, True), (60.0, True), (80.0, False), (400.0, False)]
+)
+def test_maxima_that_do_not_meet(apart, factorised):
     """The offsets vanish where the logits peak: the factorised sum underflows, not the result."""
-    logits = jnp.full((3, 2 * 8), -200.0).at[:, 0].set(0.0)
-    offsets = jnp.zeros((2, 16)).at[1, 0].set(-400.0)
-    want = jax.nn.logsumexp(logits[:, None] + offsets[None], axis=-1)
-    got, grads = jax.vjp(stream_log_sum_exp, logits, offsets)
-    np.testing.assert_allclose(got, want, rtol=1e-6)
-    ours = grads(jnp.ones_like(got))
-    plain_lse = lambda x, c: jax.nn.logsumexp(x[:, None] + c[None], axis=-1)  # noqa: E731
-    theirs = jax.vjp(plain_lse, logits, offsets)[1](jnp.ones_like(got))
-    for mine, other in zip(ours, theirs, strict=True):
+    logits = jnp.linspace(0, 1, 3 * 16).reshape(3, 16).at[:, 0].set(apart)
+    offsets = jnp.zeros((2, 16)).at[1, 0].set(-2 * apart)
+    wanted = jnp.ones((3, 2), bool)
+    grad = jax.random.normal(jax.random.key(0), wanted.shape)
+    values, grads, taken = log_sum_exps(logits, offsets, wanted, grad)
+    assert taken == factorised
+    want, want_grads = plain_log_sum_exps(logits, offsets, wanted, grad)
+    np.testing.assert_allclose(values, want, rtol=1e-6)
+    for mine, other in zip(grads, want_grads, strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-5)
+
+
+def test_rows_that_are_not_wanted_do_not_slow_the_others():
+    logits = jnp.linspace(0, 1, 3 * 16).reshape(3, 16).at[1, 0].set(300.0)
+    offsets = jnp.linspace(0, 1, 2 * 16).reshape(2, 16).at[1, 0].set(-400.0)
+    wanted = jnp.ones((3, 2), bool).at[1, 1].set(False)
+    grad = jax.random.normal(jax.random.key(0), wanted.shape)
+    values, grads, taken = log_sum_exps(logits, offsets, wanted, grad)
+    assert taken
+    assert not log_sum_exps(logits, offsets, jnp.ones((3, 2), bool), grad)[2]
+    want, want_grads = plain_log_sum_exps(logits, offsets, wanted, grad)
+    np.testing.assert_allclose(values, want, rtol=1e-6)
+    for mine, other in zip(grads, want_grads, strict=True):
+        np.testing.assert_allclose(mine, other, atol=5e-5)  # exponents of 300
 
 
 def test_accuracy_counts_targets_that_are_most_likely():

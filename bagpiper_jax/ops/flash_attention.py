@@ -7,6 +7,7 @@ finite and otherwise without meaning.
 from __future__ import annotations
 
 import math
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +31,8 @@ def causal_attention(
       q: [B, T, N, H].
       k, v: [B, T, G, H], N a multiple of G.
       segment_ids: int [B, T]; 0 is padding.
-      backend: one of BACKENDS; "auto" is that of `fastest_backend`, or XLA for what it does not
-        take.
+      backend: one of BACKENDS; "auto" is that of `fastest_backend`, or XLA, with a warning,
+        for what it does not take.
       interpret: run the splash kernel as plain JAX, for tests without a TPU.
 
     Returns:
@@ -42,7 +43,8 @@ def causal_attention(
     """
     if backend == "auto":
         backend = fastest_backend()
-        if _refusal(backend, q, k):
+        if reason := _refusal(backend, q, k):
+            warnings.warn(f"XLA computes attention instead, slower: {reason}", stacklevel=2)
             backend = "xla"
     if backend == "xla":
         return attention.causal_attention(q, k, v, segment_ids)

@@ -15,12 +15,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bagpiper_jax.ops.stream_log_sum_exp import stream_log_sum_exp
+from bagpiper_jax.ops.stream_log_sum_exp import (
+    Offsets,
+    make_offsets,
+    stream_gradients,
+    stream_log_sum_exp,
+)
 from bagpiper_jax.ops.tables import TABLE_AXES, gather_table, scatter_table
 from bagpiper_jax.sharding import on_mesh
 
 # of the head's gradient; a block keeps the matrix units busy
 _BLOCKS, _SMALLEST_BLOCK = 8, 4096
+# A head that has more padding than this part of its rows loses it before the products: those of the
+# mini model take a third less time so. A large head has less, and would be copied.
+_PADDING_TO_KEEP = 1 / 64
 
 
 class HeadLoss(NamedTuple):
@@ -60,45 +68,56 @@ class _Rows(NamedTuple):
     weights: jax.Array
 
 
-def _from_logits(logits, offsets, rows: _Rows, shape: HeadShape):
-    """The loss of a chunk [n, V'] summed, and its `HeadLoss` [n, K]."""
+def _from_logits(logits, added: Offsets, rows: _Rows, shape: HeadShape, with_grad: bool):
+    """The loss of a chunk [n, V'] summed, its `HeadLoss` [n, K], gradients if wanted.
+
+    The gradients are those of the logits [n, V'] and of the streams' offsets [K, Vc], whose row 0
+    is of no use: nothing is added to stream 0.
+    """
     targets, mask, weights = rows
-    streams = targets.shape[1]
-    size = shape.stream_size
+    weights = jnp.where(mask, weights, 0.0)
+    streams, size = targets.shape[1], shape.stream_size
     # rows of the head before the codec, in it, and after it, which only pad the table
-    text, codec, _ = jnp.split(logits, (shape.codec_start, shape.vocab_size), axis=1)
-    log_sum_exp = stream_log_sum_exp(codec, jnp.pad(offsets, ((1, 0), (0, 0))))
+    text, codec, padding = jnp.split(logits, (shape.codec_start, shape.vocab_size), axis=1)
+    log_sum_exp, sums = stream_log_sum_exp(codec, added, mask)
     whole = jnp.logaddexp(jax.nn.logsumexp(text, axis=-1), log_sum_exp[:, 0])
     log_sum_exp = log_sum_exp.at[:, 0].set(whole)
     # a masked target may be any id: keep the gathers inside the range
-    codec_ids = jnp.clip(targets[:, 1:] - shape.codec_start, 0, streams * size - 1)
+    codec_ids = jnp.clip(targets - shape.codec_start, 0, streams * size - 1)
     target_logits = jnp.take_along_axis(logits, targets, axis=1)
-    target_logits = target_logits.at[:, 1:].add(jnp.take_along_axis(offsets.T, codec_ids, axis=0))
+    target_logits += jnp.take_along_axis(added.values.T, codec_ids, axis=0)  # 0 for stream 0
     cross_entropy = jnp.where(mask, log_sum_exp - target_logits, 0.0)
-    log_sum_exp = jnp.where(mask, log_sum_exp, 0.0)
-    loss = (weights * cross_entropy).sum() + shape.z_loss * (log_sum_exp**2).sum()
+    regular = jnp.where(mask, log_sum_exp, 0.0)
+    loss = (weights * cross_entropy).sum() + shape.z_loss * (regular**2).sum()
 
-    own_logits = codec.reshape(-1, streams, size)[:, 1:]
-    own = offsets.reshape(streams - 1, streams, size)
-    own = own[jnp.arange(streams - 1), jnp.arange(1, streams)]
-    # a maximum is several times as fast as its place
-    best = jnp.maximum(text.max(-1), codec.max(-1))
-    best = jnp.concatenate([best[:, None], (own_logits + own).max(-1)], axis=1)
-    correct = (mask & (target_logits >= best)).astype(jnp.float32)
-    return loss, HeadLoss(cross_entropy, log_sum_exp, correct)
+    each = jnp.arange(streams)
+    own = codec.reshape(-1, streams, size) + added.values.reshape(-1, streams, size)[each, each]
+    best = own.max(-1).at[:, 0].set(jnp.maximum(text.max(-1), sums.largest))
+    out = HeadLoss(cross_entropy, regular, (mask & (target_logits >= best)).astype(jnp.float32))
+    if not with_grad:
+        return loss, out, None
+
+    of_sum = weights + 2 * shape.z_loss * regular
+    d_codec, d_offsets = stream_gradients(sums, added, log_sum_exp, of_sum)
+    d_text = of_sum[:, :1] * jnp.exp(text - whole[:, None])
+    d_logits = jnp.concatenate([d_text, d_codec, jnp.zeros_like(padding)], axis=1)
+    d_logits = d_logits.at[jnp.arange(len(targets))[:, None], targets].add(-weights)
+    return loss, out, (d_logits, d_offsets.at[each, codec_ids].add(-weights))
 
 
 def _device_loss(shape: HeadShape, with_grad: bool, axes, hidden, head, stream_emb, rows: _Rows):
     """One device's rows: loss summed over all devices, `HeadLoss`, gradients if wanted."""
     batch, length, width = hidden.shape
-    streams = stream_emb.shape[0]
     head = gather_table(axes, head.astype(shape.dtype))
+    table = len(head)
+    if table - shape.vocab_size > table * _PADDING_TO_KEEP:
+        head = head[: shape.vocab_size]
     # stream 0 uses the hidden state as it is
     only_fsdp = [a for a in axes if a == "fsdp"]  # what `stream_emb` is split over
     emb = gather_table(only_fsdp, stream_emb.astype(shape.dtype), dimension=1)[1:]
-    codec = slice(shape.codec_start, shape.codec_start + streams * shape.stream_size)
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    offsets = product("kd,vd->kv", emb, head[codec])
+    codec = slice(shape.codec_start, shape.vocab_size)
+    added = make_offsets(jnp.pad(product("kd,vd->kv", emb, head[codec]), ((1, 0), (0, 0))))
 
     # chunks of positions, all rows of the batch in each: so the batch stays split as it is
     step = max(1, min(length, shape.chunk // batch))
@@ -115,21 +134,18 @@ def _device_loss(shape: HeadShape, with_grad: bool, axes, hidden, head, stream_e
     def body(total, chunk):
         hidden, rows = chunk
         logits = product("nd,vd->nv", hidden, head)
+        loss, out, grads = _from_logits(logits, added, rows, shape, with_grad)
         if not with_grad:
-            loss, out = _from_logits(logits, offsets, rows, shape)
             return total + loss, (out, None)
         total, d_head, d_offsets = total
-        (loss, out), (d_logits, d_own) = jax.value_and_grad(
-            _from_logits, argnums=(0, 1), has_aux=True
-        )(logits, offsets, rows, shape)
-        d_logits = d_logits.astype(shape.dtype)
+        d_logits = grads[0].astype(shape.dtype)
         d_hidden = jnp.einsum("nv,vd->nd", d_logits, head)
         d_head = _add_product(d_head, d_logits, hidden)
-        return (total + loss, d_head, d_offsets + d_own), (out, d_hidden)
+        return (total + loss, d_head, d_offsets + grads[1]), (out, d_hidden)
 
     total = jnp.zeros(())
     if with_grad:
-        total = (total, jnp.zeros(head.shape, jnp.float32), jnp.zeros_like(offsets))
+        total = (total, jnp.zeros(head.shape, jnp.float32), jnp.zeros_like(added.values))
     chunks = jax.tree.map(chunked, (hidden.astype(shape.dtype), rows))
     if step < length:
         total, (out, d_hidden) = jax.lax.scan(body, total, chunks)
@@ -139,11 +155,12 @@ def _device_loss(shape: HeadShape, with_grad: bool, axes, hidden, head, stream_e
     if not with_grad:
         return _summed(axes, total), out, None
     total, d_head, d_offsets = total
-    d_offsets = d_offsets.astype(shape.dtype)
+    d_offsets = d_offsets[1:].astype(shape.dtype)
     d_emb = jnp.pad(product("kv,vd->kd", d_offsets, head[codec]), ((1, 0), (0, 0)))
     # the streams' offsets are logits of rows that hold the stream embeddings
     around = (codec.start, len(head) - codec.stop)
     d_head = _add_product(d_head, jnp.pad(d_offsets, ((0, 0), around)), emb)
+    d_head = jnp.pad(d_head, ((0, table - len(head)), (0, 0)))
     if "tensor" in axes:
         d_emb = jax.lax.psum(d_emb, "tensor")
     d_emb = scatter_table([a for a in axes if a != "tensor"], d_emb, dimension=1)

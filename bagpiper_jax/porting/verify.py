@@ -299,7 +299,7 @@ def _hidden(tensors: Tensors, config: BagpiperConfig, x: np.ndarray) -> np.ndarr
     segments = np.ones_like(positions)
     rotation = rope(jnp.asarray(positions), decoder.head_dim, decoder.rope_theta)
     run = nnx.jit(lambda layer, x: layer(x, rotation, segments))
-    make = lambda r: DecoderLayer(decoder, dtype=jnp.float32, backend="auto", rngs=r)  # noqa: E731
+    make = lambda r: DecoderLayer(decoder, dtype=jnp.float32, backend="xla", rngs=r)  # noqa: E731
     hidden = jnp.asarray(x)
     for layer in _layers(make, rows, tensors, _LAYER, decoder.num_hidden_layers):
         hidden = run(layer, hidden)
