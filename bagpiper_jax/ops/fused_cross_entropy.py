@@ -26,8 +26,8 @@ from bagpiper_jax.sharding import on_mesh
 
 # of the head's gradient; a block keeps the matrix units busy
 _BLOCKS, _SMALLEST_BLOCK = 8, 4096
-# A head that has more padding than this part of its rows loses it before the products: those of the
-# mini model take a third less time so. A large head has less, and would be copied.
+# A head that has more padding than this part of its rows loses it before the products: that of
+# the mini model takes a third less time on CPU so. A large head has less, and would be copied.
 _PADDING_TO_KEEP = 1 / 64
 
 
