@@ -102,6 +102,8 @@ MIXES = {
     "full": ("list", "scene", "list", "spelling"),
     "crowded_mixed": ("spelling", "scene", "crowded", "scene"),
     "crowded_full": ("crowded_list", "crowded", "crowded_list", "scene"),
+    # a long training without any bare captions forgot how to speak them
+    "crowded_whole": ("spelling", "scene", "crowded", "words", "scene", "crowded_list"),
 }
 PROFILE_NAMES = (*PROFILES, *MIXES)
 
