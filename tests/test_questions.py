@@ -34,6 +34,7 @@ from bagpiper_jax.input_pipeline.scenes import (
     request,
     turns,
 )
+from bagpiper_jax.input_pipeline.scenes.captions import TERSE
 from bagpiper_jax.input_pipeline.scenes.questions import WORDINGS
 from bagpiper_jax.input_pipeline.scenes.tasks import DIALOGUES
 from bagpiper_jax.release import MINI, load_assets
@@ -164,6 +165,30 @@ def test_planned_sizes_of_every_task_are_the_true_ones(task):
     assert bool(planned.windows) == bool(example.audio)
     row = source[0]
     assert (row.segment_ids > 0).mean() > 0.5
+
+
+def test_questions_are_asked_of_the_scenes_with_whole_captions_alone():
+    assets = load_assets(MINI)
+
+    def source(profile):
+        return PackedScenes(
+            CORPUS,
+            assets.config,
+            assets.tokenizer,
+            assets.codec,
+            shape=RowShape(512, 24),
+            num_rows=100,
+            seed=0,
+            profile=profile,
+            mixture={"text_question": 0.3, "text_to_audio": 1.0},
+        )
+
+    mixed = source("crowded_whole")
+    planned = [p for row in range(64) for p in mixed.planned_row(row)]
+    terse = {task: {p.scene.template == TERSE for p in planned if p.task == task} for task in TASKS}
+    assert terse["text_question"] == {False} and terse["text_to_audio"] == {False, True}
+    with pytest.raises(ValueError, match="nothing can be asked"):
+        source("crowded_list")
 
 
 def test_the_caption_is_a_target_of_the_captioned_tasks_alone(corpus, labels):

@@ -33,8 +33,8 @@ from bagpiper_jax.input_pipeline.scenes import (
     render_scene,
     turns,
 )
-from bagpiper_jax.input_pipeline.scenes.scene import generator
-from bagpiper_jax.input_pipeline.scenes.tasks import Turn
+from bagpiper_jax.input_pipeline.scenes.scene import full_captions, generator, world_of
+from bagpiper_jax.input_pipeline.scenes.tasks import DIALOGUES, Turn
 from bagpiper_jax.log_mel import mel_windows
 from bagpiper_jax.modeling.codec import Codec
 from bagpiper_jax.modeling.config import BagpiperConfig
@@ -98,11 +98,13 @@ class PackedScenes:
           cfg_dropout: chance that an example with assistant audio loses its condition.
 
         Raises:
-          ValueError: an unknown task in the mixture.
+          ValueError: an unknown task in the mixture, or dialogues about captions that are lists.
         """
         mixture = mixture or DEFAULT_MIXTURE
         if set(mixture) - set(TASKS):
             raise ValueError(f"tasks {sorted(set(mixture) - set(TASKS))} are none of {TASKS}")
+        if set(mixture) & set(DIALOGUES) and not full_captions(profile):
+            raise ValueError(f"of the profile {profile!r} nothing can be asked")
         self._corpus_dir = corpus_dir
         self._config = config
         self._tokenizer = tokenizer
@@ -183,6 +185,9 @@ class PackedScenes:
         for task, share in self._shares.items():
             left = share * budget
             while left > 0:
+                # of a caption that is a mere list nothing can be asked
+                while task in DIALOGUES and world_of(self._profile, number).terse:
+                    number += 1
                 planned = self.plan_example(task, number)
                 number += 1
                 left -= planned.rows

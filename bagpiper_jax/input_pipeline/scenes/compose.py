@@ -15,10 +15,8 @@ from bagpiper_jax.input_pipeline.scenes.scene import (
     DUCK_DB,
     MAX_SAMPLES,
     MAX_SOUND,
-    MIXES,
     NOISE_DB,
     PROFILE_NAMES,
-    PROFILES,
     REVERB,
     SPELLED,
     VOICE_SHARES,
@@ -29,6 +27,7 @@ from bagpiper_jax.input_pipeline.scenes.scene import (
     Profile,
     Scene,
     generator,
+    world_of,
 )
 
 __all__ = ["plan_scene", "render_scene", "train_captions"]
@@ -53,9 +52,8 @@ def plan_scene(
         raise UserError(f"unknown split {split!r}; one of {', '.join(splits.SPLITS)}")
     if profile not in PROFILE_NAMES:
         raise UserError(f"unknown profile {profile!r}; one of {', '.join(PROFILE_NAMES)}")
-    turns = MIXES.get(profile, (profile,))
-    world = PROFILES[turns[index % len(turns)]]
-    planner = _Planner(corpus, split, world, Dice(generator("plan", seed, index, split, profile)))
+    dice = Dice(generator("plan", seed, index, split, profile))
+    planner = _Planner(corpus, split, world_of(profile, index), dice)
     return planner.scene(seed, index, profile)
 
 

@@ -108,9 +108,15 @@ MIXES = {
 PROFILE_NAMES = (*PROFILES, *MIXES)
 
 
+def world_of(profile: str, index: int) -> Profile:
+    """What the scene number `index` of a profile is drawn from."""
+    names = MIXES.get(profile, (profile,))
+    return PROFILES[names[index % len(names)]]
+
+
 def full_captions(profile: str) -> bool:
-    """Whether all captions of a profile are whole, none of them a mere list."""
-    return not any(PROFILES[name].terse for name in MIXES.get(profile, (profile,)))
+    """Whether a profile has captions that are whole, not all of them mere lists."""
+    return not all(PROFILES[name].terse for name in MIXES.get(profile, (profile,)))
 
 
 VOICE_SHARES = {"allison": 0.4}  # the other voices share the rest
