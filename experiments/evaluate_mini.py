@@ -108,4 +108,13 @@ def get_config(size: str = "scenes") -> ml_collections.ConfigDict:
     c.evaluators.cfg_sweep.distinct = False  # each string once
     c.evaluators.cfg_sweep.digits = 30  # strings rendered at each strength
     c.evaluators.cfg_sweep.cfgs = (1.0, 1.5, 2.0, 3.0)  # strengths of guidance, 1 is none
+
+    # captions that are nothing but the words, as in the early stages of training
+    c.evaluators.bare_captions = ml_collections.ConfigDict()
+    c.evaluators.bare_captions.use = "guidance" if full else ""
+    c.evaluators.bare_captions.split = "test_a"
+    c.evaluators.bare_captions.profile = "three_digits"
+    c.evaluators.bare_captions.distinct = True
+    c.evaluators.bare_captions.digits = 40
+    c.evaluators.bare_captions.cfgs = (1.5,)
     return c
