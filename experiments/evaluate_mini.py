@@ -77,9 +77,10 @@ def get_config(size: str = "scenes") -> ml_collections.ConfigDict:
     c.evaluators.rendering = ml_collections.ConfigDict()
     c.evaluators.rendering.use = "rendering"
     c.evaluators.rendering.split = "test_a"
-    c.evaluators.rendering.digits = 20 if quick else 60  # captions with a string of digits
-    c.evaluators.rendering.letters = 10 if quick else 30  # of letters
-    c.evaluators.rendering.phrases = 10 if quick else 30  # with a phrase, and sounds around it
+    digits, others = (300, 100) if full else (20, 10) if quick else (60, 30)
+    c.evaluators.rendering.digits = digits  # captions with a string of digits
+    c.evaluators.rendering.letters = others  # of letters
+    c.evaluators.rendering.phrases = others  # with a phrase, and sounds around it
     c.evaluators.rendering.keep = 8  # clips of each kind that are kept
 
     # captions and audio made of each other; both need the extra `probes`
