@@ -18,7 +18,7 @@ LOCK := $(BIN)/uv pip compile setup.py - --universal --python-version 3.11 --for
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 SOURCES := $(wildcard bagpiper_jax experiments data tests benchmarks docs notebooks setup.py)
 
-.PHONY: help demo test test-full lint bench docs lock clean
+.PHONY: help demo test test-full test-tpu lint bench docs lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -32,6 +32,9 @@ test: $(VENV)/.installed  ## the tests, without the slow ones
 
 test-full: $(VENV)/.installed-full  ## all tests; installs PyTorch
 	$(BIN)/pytest -q -n $(JOBS) tests $(PYTEST_ARGS)
+
+test-tpu: $(VENV)/.installed-tpu  ## the tests that compile for TPUs; installs libtpu, on Linux alone
+	$(BIN)/pytest -q -m slow tests/test_aot.py tests/test_collectives.py $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed  ## style and formatting
 	$(BIN)/ruff check $(SOURCES)
@@ -71,6 +74,11 @@ $(VENV)/.installed: requirements/lock.txt setup.py pyproject.toml | $(VENV)/bin/
 $(VENV)/.installed-full: requirements/full.txt $(VENV)/.installed
 	$(PIP) install -c requirements/full.txt torch==2.13.0
 	$(INSTALL) -r requirements/full.txt
+	@touch $@
+
+# libtpu is 0.7 GB on disk; JAX names its version
+$(VENV)/.installed-tpu: $(VENV)/.installed
+	$(PIP) install -c requirements/lock.txt "jax[tpu]"
 	@touch $@
 
 $(VENV)/.uv: | $(VENV)/bin/python
