@@ -101,6 +101,8 @@ def test_rendering_is_scored_against_the_quoted_words(corpus, oracle):
         assert {kind: rate.value for kind, rate in found["wer"][side].items()} == dict.fromkeys(
             counts, 0
         )
+        chance = found["control"]["wer"][side]
+        assert set(chance) == set(counts) and min(rate.value for rate in chance.values()) > 0.6
     assert [item["kind"] for item in items] == ["digits"] * 6 + ["letters"] * 3 + ["phrase"] * 2
     assert len(wavs) == len(items) == 11
 
@@ -110,6 +112,9 @@ def test_rendering_is_scored_against_the_quoted_words(corpus, oracle):
     )
     assert found["wer"]["rendered"]["digits"].value == 1
     assert found["wer"]["original"]["digits"].value == 0
+    chance = found["control"]["wer"]
+    assert {rate.value for rate in chance["rendered"].values()} == {1}
+    assert chance["original"]["digits"].value > 0.6
 
 
 def test_codec_prompts_are_recorded_and_long(corpus, oracle, monkeypatch):
@@ -118,6 +123,17 @@ def test_codec_prompts_are_recorded_and_long(corpus, oracle, monkeypatch):
     assert found["wer"]["original"].value == found["wer"]["reconstruction"].value == 0
     assert found["visqol"].value == 5
     assert {item["truth"] for item in items} == {"please hold the line"}
+
+
+def test_a_codec_that_returns_zeros_loses_every_word(corpus, oracle, monkeypatch):
+    zeros = SimpleNamespace(encode=lambda wav: wav, decode=np.zeros_like)
+    monkeypatch.setattr(asr, "visqol", lambda a, b: (5.0 if x.any() else 1.0 for x in b))
+    found, items = codec_eval.codec_probe(zeros, corpus, Ears(oracle), count=9, seed=SEED)
+    for name in ("wer", "wer_raw"):
+        assert found[name]["original"].value == 0 and found[name]["reconstruction"].value == 1
+        lost = {item[name]["reconstruction"] for item in items}
+        assert lost == {metrics.Errors(4, 4)}  # of "please hold the line"
+    assert found["visqol"].value == 1
 
 
 # The choice of sampling

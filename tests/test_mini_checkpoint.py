@@ -9,6 +9,7 @@ import pytest
 
 import bagpiper_jax as bp
 from bagpiper_jax.cli import main
+from bagpiper_jax.evaluation.figures import committed
 from bagpiper_jax.input_pipeline.scenes import Corpus, parse_caption, plan_scene, render_scene
 from bagpiper_jax.release import MINI
 
@@ -26,8 +27,15 @@ def test_it_is_small_and_brings_its_figures():
     assert {"sampling.json", "sampling_trials.json", "metrics.jsonl", "results.json"} <= set(sizes)
     with open(os.path.join(MINI, "results.json"), encoding="utf-8") as file:
         results = json.load(file)
-    assert results["understanding"]["scenes"] >= 300 and len(results["cfg_sweep"]) == 4
+    assert results["understanding"]["scenes"] >= 500 and len(results["cfg_sweep"]) == 4
+    for start in ("audio", "caption"):
+        cycle = results[f"cycle_from_{start}"]
+        assert cycle["start"] == start and cycle["scenes"] >= 500
+        assert [found["round"] for found in cycle["rounds"]] == [1, 2, 3]
+    assert results["understanding"]["control"] and results["rendering"]["control"]
     assert results["sampling_source"] == "chosen on development scenes"
+    (evaluation,) = committed(MINI)  # of these weights, by their digest
+    assert evaluation.results == results
 
 
 def test_it_reads_strings_that_it_was_not_trained_on(pipe):
