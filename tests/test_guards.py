@@ -18,13 +18,24 @@ from tiny_run import copy_assets, losses, settings
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.input_pipeline.batch import Batch
 from bagpiper_jax.store import Checkpoints, late_hosts
-from bagpiper_jax.training import feed, trace
+from bagpiper_jax.training import feed, hosts, trace
 from bagpiper_jax.training.loop import train
 from bagpiper_jax.training.metrics import MetricsLog
 from bagpiper_jax.training.speed import Speed
 from bagpiper_jax.trees import dotted
 
 FIXED = {"tokens_per_second": 1.0, "mfu": 0.1}
+
+
+def test_a_host_that_sees_other_checkpoints_is_named_before_any_is_read(finished, monkeypatch):
+    def gathered(text):  # the other host's disk shows no checkpoint yet
+        return [text, text.replace('"last checkpoint": 6', '"last checkpoint": null')]
+
+    monkeypatch.setattr(hosts, "_gathered_texts", gathered)
+    monkeypatch.setattr(hosts, "host_names", lambda: ["a/0", "b/1"])
+    monkeypatch.setattr(Checkpoints, "restore", None)
+    with pytest.raises(UserError, match=r"^b/1 has other .* a/0 \(last checkpoint\): give all"):
+        train(settings(), finished[0])
 
 
 def test_a_run_that_diverged_ends_with_its_batch(finished, tmp_path):

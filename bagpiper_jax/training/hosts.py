@@ -53,14 +53,19 @@ def host_names() -> list[str]:
     return _gathered_texts(f"{socket.gethostname()}/{jax.process_index()}")
 
 
-def check_same(settings: dict[str, Any], hosts: list[str]) -> None:
-    """Compares what all processes must have been started with alike.
+def check_same(
+    settings: dict[str, Any],
+    hosts: list[str],
+    mend: str = "start all processes with the same config",
+) -> None:
+    """Compares what all processes must have alike: their settings, where they go on.
 
     Hosts that do not do the same things at the same steps would wait for each other for ever.
 
     Args:
       settings: of this process, by key; plain values.
       hosts: names by process.
+      mend: what to do where they differ.
 
     Raises:
       UserError: a host has others than the first one; it names the keys.
@@ -71,8 +76,7 @@ def check_same(settings: dict[str, Any], hosts: list[str]) -> None:
         differing = sorted(k for k in {*first, *theirs} if first.get(k) != theirs.get(k))
         if differing:
             raise UserError(
-                f"{host} has other settings than {hosts[0]} ({', '.join(differing)}): start all "
-                "processes with the same config"
+                f"{host} has other settings than {hosts[0]} ({', '.join(differing)}): {mend}"
             )
 
 

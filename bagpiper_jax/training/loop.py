@@ -56,6 +56,7 @@ SampleFn = Callable[[Bagpiper, dict, Assets, MetricsLog, int], None]
 _MAX_SKIPPED, _SKIPPED_WITHIN = 20, 1000
 _ASSETS_WITHIN = 1200.0  # seconds; to fit them takes two minutes of two cores
 _WRITTEN_WITHIN = 1200.0  # seconds; a batch of the 8B model is compressed in a minute or more
+_LAGS = "give all processes one workdir, and start them again when all see the same files in it"
 # paths, which hosts may have each their own
 _PATHS = ("init_from", "data.corpus", "data.tokenizer", "data.codec")
 
@@ -167,6 +168,8 @@ def train(
         hosts.Terminated() as terminated,  # until the last checkpoint is whole
         Checkpoints(workdir, keep=run.keep, keep_every=run.keep_every, hosts=names) as checkpoints,
     ):
+        # each lists the directory itself, and a shared one may lag
+        hosts.check_same({"last checkpoint": checkpoints.latest_step}, names, _LAGS)
         state, shardings, position = _start(run, model, optimizer, mesh, checkpoints, must_resume)
         start = position["batches"]
         if "data" in position:
