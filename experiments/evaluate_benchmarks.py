@@ -24,6 +24,11 @@ def get_config() -> ml_collections.ConfigDict:
     c.checkpoint = ""  # a release, a run's workdir, what `bagpiper convert --to orbax` wrote
     c.corpus = ""  # of the mini world, which has no part in it
     c.seed = 1  # of sampling, intervals and the choice of items
+    c.dtype = "float32"  # of parameters and computation; bfloat16 takes half the memory
+    c.mesh = ml_collections.ConfigDict()  # all 1: the first device; -1: the devices that are left
+    c.mesh.replica = 1
+    c.mesh.fsdp = 1
+    c.mesh.tensor = 1  # must divide the key/value heads
     c.audio = audio_settings()  # of the audio's sampling, in place of the model's
     c.evaluators = ml_collections.ConfigDict()
     for name in (

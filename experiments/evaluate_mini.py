@@ -32,6 +32,12 @@ def get_config(size: str = "scenes") -> ml_collections.ConfigDict:
     # of scenes, sampling and intervals; quick: other scenes than those of the committed figures
     c.seed = 2 if quick else 1
 
+    c.dtype = "float32"  # of parameters and computation; bfloat16 takes half the memory
+    c.mesh = ml_collections.ConfigDict()  # all 1: the first device; -1: the devices that are left
+    c.mesh.replica = 1
+    c.mesh.fsdp = 1
+    c.mesh.tensor = 1  # must divide the key/value heads
+
     # of the audio's sampling, in place of the checkpoint's own
     c.audio = audio_settings()
 

@@ -135,7 +135,7 @@ def _about(runs: Sequence[Run]) -> str:
     parts = (
         f"{run.name}: {run.results.get('checkpoint')}, weights "
         f"{(run.results.get('weights_sha256') or 'of a run')[:12]}, {run.results.get('date')}, "
-        f"seed {run.results.get('seed')}"
+        f"seed {run.results.get('seed')}, {run.results.get('dtype', 'float32')}"
         for run in runs
     )
     return "; ".join(parts) + "."

@@ -17,6 +17,8 @@ from bagpiper_jax.evaluation import registry
 from bagpiper_jax.evaluation.workdir import RESERVED
 from bagpiper_jax.inference.sampling import Sampling
 from bagpiper_jax.release import MINI
+from bagpiper_jax.sharding import MESH_AXES
+from bagpiper_jax.training.config import FLOATS
 
 
 class Instance(NamedTuple):
@@ -43,6 +45,8 @@ class EvaluationConfig:
       seed: of scenes, sampling and intervals.
       audio: settings of the audio's sampling in place of the checkpoint's.
       evaluators: in the order in which they run, that of the registry.
+      dtype: of parameters and computation, one of `training.config.FLOATS`.
+      mesh: size by axis of `sharding.MESH_AXES`, where the model lies; all 1: the first device.
     """
 
     checkpoint: str
@@ -50,6 +54,8 @@ class EvaluationConfig:
     seed: int
     audio: dict[str, Any]
     evaluators: tuple[Instance, ...]
+    dtype: str = FLOATS[0]
+    mesh: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def experiment(name: str) -> str:
@@ -92,7 +98,11 @@ def from_config_dict(config: ConfigDict) -> EvaluationConfig:
     """
     values = config.to_dict()
     audio = values.pop("audio", {})
-    names = [f.name for f in dataclasses.fields(EvaluationConfig) if f.name != "audio"]
+    dtype, mesh = values.pop("dtype", FLOATS[0]), _mesh(values.pop("mesh", {}))
+    if dtype not in FLOATS:
+        raise UserError(f"config key dtype must be one of {', '.join(FLOATS)}, not {dtype!r}")
+    optional = ("audio", "dtype", "mesh")
+    names = [f.name for f in dataclasses.fields(EvaluationConfig) if f.name not in optional]
     wrong = sorted({*names} ^ {*values})
     if wrong:
         raise UserError(f"config keys {', '.join(wrong)}: there must be {', '.join(names)}")
@@ -112,7 +122,23 @@ def from_config_dict(config: ConfigDict) -> EvaluationConfig:
     if unknown := sorted({*audio} - {*known}):
         raise UserError(f"config key audio.{unknown[0]}: there are {', '.join(known)}")
     checkpoint = values["checkpoint"] or MINI
-    return EvaluationConfig(checkpoint, values["corpus"], values["seed"], audio, kept)
+    seed = values["seed"]
+    return EvaluationConfig(checkpoint, values["corpus"], seed, audio, kept, dtype, mesh)
+
+
+def _mesh(sizes: Any) -> dict[str, int]:
+    axes = ", ".join(MESH_AXES)
+    if not isinstance(sizes, Mapping):
+        raise UserError(f"config key mesh must have a size for each of {axes}: {sizes!r}")
+    for axis, size in sizes.items():
+        if axis not in MESH_AXES:
+            raise UserError(f"config key mesh.{axis}: a mesh has the axes {axes}")
+        if type(size) is not int or (size < 1 and size != -1):
+            raise UserError(
+                f"config key mesh.{axis} must be a number of devices, or -1 for those that are "
+                f"left: {size!r}"
+            )
+    return {axis: sizes.get(axis, 1) for axis in MESH_AXES}
 
 
 def _instance(name: str, values: Any) -> Instance | None:

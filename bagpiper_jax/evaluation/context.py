@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation import asr
 from bagpiper_jax.evaluation.remembering import RememberingEngine
 from bagpiper_jax.evaluation.sampling_choice import scene_sampling
@@ -19,6 +20,7 @@ from bagpiper_jax.input_pipeline.scenes import Corpus
 from bagpiper_jax.json_lines import Journal
 from bagpiper_jax.modeling.codec import Codec
 from bagpiper_jax.release import load_assets
+from bagpiper_jax.sharding import make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Context(Scenes):
     Attributes:
       seed: of scenes, sampling and intervals.
       audio: settings of the audio's sampling in place of the checkpoint's.
+      dtype: of parameters and computation.
+      mesh: size by axis, where the model lies; all 1, or none: the first device.
     """
 
     def __init__(
@@ -79,23 +83,44 @@ class Context(Scenes):
         outputs: Journal,
         weights: str,
         audio: Mapping[str, Any] | None = None,
+        dtype: str = "float32",
+        mesh: Mapping[str, int] | None = None,
     ):
         """`outputs`: where generated messages are kept; `weights`: digest of the weights."""
         super().__init__(checkpoint, corpus_dir)
         self.seed = seed
         self.audio = dict(audio or {})
+        self.dtype = dtype
+        self.mesh = dict(mesh or {})
         self._outputs = outputs
         self._weights = weights
 
     @functools.cached_property
     def pipeline(self) -> Pipeline:
-        """The model."""
-        pipeline = Pipeline.load(self.checkpoint)
-        pipeline.engine = RememberingEngine(pipeline.engine, self._outputs, self._weights)
+        """The model.
+
+        Raises:
+          UserError: it does not load, or the mesh does not fit the devices or the model.
+        """
+        placed = self._placed()
+        pipeline = Pipeline.load(self.checkpoint, **placed)
+        # what was kept before there was a choice is of float32
+        weights = self._weights + (f" {self.dtype}" if "dtype" in placed else "")
+        pipeline.engine = RememberingEngine(pipeline.engine, self._outputs, weights)
         chosen = pipeline.sampling["audio"]
         pipeline.sampling["audio"] = dataclasses.replace(chosen, **self.audio)
         self.codec = pipeline.codec
         return pipeline
+
+    def _placed(self) -> dict[str, Any]:
+        """What `Pipeline.load` is told beside the checkpoint: where it differs from the default."""
+        placed: dict[str, Any] = {} if self.dtype == "float32" else {"dtype": self.dtype}
+        if set(self.mesh.values()) <= {1}:
+            return placed
+        try:
+            return {**placed, "mesh": make_mesh(self.mesh)}
+        except UserError as e:
+            raise UserError(f"config key mesh: {e}: their product must be all devices") from e
 
     @property
     def sampling(self) -> dict[str, Sampling]:

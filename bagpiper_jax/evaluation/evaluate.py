@@ -49,7 +49,14 @@ def evaluate(config: EvaluationConfig, directory: str, *, choose: bool = False) 
     weights = workdir.weights_fingerprint(config.checkpoint)
     with Journal(os.path.join(directory, workdir.OUTPUTS_FILE)) as outputs:
         context = Context(
-            config.checkpoint, config.corpus, config.seed, outputs, weights, config.audio
+            config.checkpoint,
+            config.corpus,
+            config.seed,
+            outputs,
+            weights,
+            config.audio,
+            config.dtype,
+            config.mesh,
         )
         if choose:
             _choose(context, directory)

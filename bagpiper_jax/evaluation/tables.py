@@ -45,7 +45,7 @@ def rows_of(name: str, figures: Any) -> Iterator[Row]:
 def _leaves(value: Any, control: Any, path=(), words=()) -> Iterator[tuple]:
     if _is_number(value) or (isinstance(value, Mapping) and set(INTERVAL) <= set(value)):
         yield path, words, value, control
-    elif isinstance(value, Mapping) and "source" in value:  # see benchmarks.published
+    elif isinstance(value, Mapping) and {"source", "value"} <= set(value):  # `published`
         about = ", ".join(str(part) for key, part in value.items() if key != "value")
         yield (*path, "value"), (*words[:-1], about), value["value"], None
     elif isinstance(value, Mapping):
@@ -105,7 +105,8 @@ def results_markdown(results: Mapping[str, Any]) -> str:
         for row in rows(results)
     ]
     title = f"# Evaluation of {results.get('checkpoint')}, {results.get('date')}"
-    head = f"Seed {results.get('seed')}; weights {results.get('weights_sha256') or 'of a run'}."
+    head = f"Seed {results.get('seed')}; weights {results.get('weights_sha256') or 'of a run'}; "
+    head += f"computed in {results.get('dtype', 'float32')}."
     notes = (
         "In brackets: 95 % bootstrap intervals. n: scenes or clips. Rates and shares are parts of "
         "1. Control: what chance or another scene's audio gives. docs/evaluation.md says what each "

@@ -48,6 +48,8 @@ HEAD = (
     "date",
     "seed",
     "audio",
+    "dtype",
+    "mesh",
     "sampling",
     "sampling_source",
     "judges",
@@ -95,6 +97,8 @@ def open_head(workdir: str, context: Context, weights: str) -> dict[str, Any]:
             "date": datetime.date.today().isoformat(),
             "seed": context.seed,
             "audio": context.audio,
+            "dtype": context.dtype,
+            "mesh": context.mesh,
             "sampling": {kind: dataclasses.asdict(s) for kind, s in sampling.items()},
             "sampling_source": sampling_source(context.checkpoint, sampling["audio"]),
             "versions": asr.versions(),
@@ -113,6 +117,11 @@ def open_head(workdir: str, context: Context, weights: str) -> dict[str, Any]:
         )
     if head.get("audio", {}) != context.audio:
         changed.append("settings of the audio")
+    dtype = head.get("dtype", "float32")  # of what was begun before it was told
+    if dtype != context.dtype:
+        changed.append(f"dtype ({dtype}, not {context.dtype})")
+    if head.get("mesh", context.mesh) != context.mesh:
+        print(f"{workdir} was begun on another mesh: what is generated now may round otherwise")
     if changed:
         raise UserError(
             f"{workdir} was begun with other {', '.join(changed)}: name another workdir, or delete "
