@@ -61,6 +61,12 @@ class ModelConfig:
     requests_per_minute: int
     price: Price | None
 
+    @property
+    def pinned(self) -> bool:
+        """Whether the name ends in a date or a numbered version, or has one before a word: what
+        lacks both, as "gemini-2.5-flash", may be another model tomorrow."""
+        return bool(re.search(r"[-_@](\d{3,4}|\d{6}|\d{8}|\d\d-\d\d)(?![0-9A-Za-z])", self.name))
+
     def sampling(self) -> dict:
         """What the answer depends on beside the prompt: part of cache keys and provenance."""
         keys = ("temperature", "top_p", "max_tokens", "seed", "structured")

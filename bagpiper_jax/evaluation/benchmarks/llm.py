@@ -46,8 +46,9 @@ class LLM:
     budget_usd: float
 
     def label(self) -> dict[str, Any]:
-        """For the figures: model and sampling."""
-        return {"name": self.model.name, **self.model.sampling()}
+        """For the figures: model, whether its name tells a version, and sampling."""
+        model = self.model
+        return {"name": model.name, "pinned": model.pinned, **model.sampling()}
 
 
 def default_llm_config() -> ConfigDict:
