@@ -13,7 +13,7 @@ from benchmark_data import MMAU, RATE, Scripted, make_librispeech, make_llm, mak
 from misbehaving_endpoint import Misbehaving
 
 from bagpiper_jax.errors import UserError
-from bagpiper_jax.evaluation import asr
+from bagpiper_jax.evaluation import asr, tables
 from bagpiper_jax.evaluation.benchmark_evaluators import mmau_mini
 from bagpiper_jax.evaluation.benchmarks.audio_bench import audio_bench
 from bagpiper_jax.evaluation.benchmarks.choices import official_match, strict_choice
@@ -251,6 +251,8 @@ def test_open_mmau_is_judged(tmp_path):
     assert model.prompts == [row[0] for row in MMAU]
     assert figures["judge"]["score"].value == 0.5 and figures["judge"]["samples"]["sd"] == 0
     assert [j["rating"] for j in items[0]["judge"]] == [1, 1, 1]
+    assert f"Answer to rate: {replies[0]}\n" in items[0]["judge_prompt"]
+    assert figures["judge_prompts"]["binary"]["source"] == "own wording"
 
 
 # AudioBench
@@ -299,6 +301,8 @@ def test_audio_bench(tmp_path):
     assert model.prompts[2] == "What drink?\nChoices:\n(A) tea (B) milk"
     assert "word for word" in model.prompts[3]
     assert figures["judge_prompts"]["scale"]["source"] == "own wording"
+    assert "Question: Q0?\n" in items[0]["judge_prompt"] and "judge_prompt" not in items[-1]
+    assert tables.results_markdown({"audio_bench": to_json(figures)})  # a prompt is no figure
     assert items[0]["judge"][0] == {"rating": 0, "score": 0, "text": "Because.\nRating: 0"}
 
 

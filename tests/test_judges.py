@@ -1,6 +1,7 @@
 """Judges of open answers: their forms and prompts, AIR-Bench's scores, endpoints that fail."""
 
 import asyncio
+import hashlib
 import json
 import re
 
@@ -11,7 +12,7 @@ from misbehaving_endpoint import Misbehaving
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation.benchmarks import judges
 from bagpiper_jax.evaluation.benchmarks.air_bench import air_bench_chat, air_bench_figures
-from bagpiper_jax.evaluation.benchmarks.llm import ask_all
+from bagpiper_jax.evaluation.benchmarks.llm import ask_all, default_llm_config, llm_from
 from bagpiper_jax.evaluation.benchmarks.scores import repeated
 from bagpiper_jax.evaluation.text_metrics import paired_difference
 from bagpiper_jax.evaluation.workdir import to_json
@@ -89,7 +90,13 @@ def test_air_bench_scores_and_weights(tmp_path):
     assert figures["model"]["samples"]["sd"] == pytest.approx(0)
     assert figures["reference"]["score"].value == pytest.approx(5)
     assert figures["wins"].value == pytest.approx(4 / 7)
-    assert figures["llm"]["name"] == "judge-2026-01-01"
+    assert figures["llm"]["name"] == "judge-2026-01-01" and figures["llm"]["pinned"]
+    sent = [m["messages"][0]["content"][0]["text"] for *_, m in server.requests]
+    assert set(items[0]["judge_prompts"]) < set(sent)
+    first, second = (p.index("worth 10") for p in items[0]["judge_prompts"])
+    assert first > second  # the reference goes first, and then the answer
+    sha = hashlib.sha256(judges.PAIR_PROMPT.encode()).hexdigest()
+    assert figures["judge_prompts"]["pair"]["sha256"] == sha[:16]
     assert [p["value"] for p in figures["published"]] == [6.57]
     stored = json.loads(json.dumps(to_json(items)))
     assert to_json(air_bench_figures(stored, 1)["model"]) == to_json(figures["model"])
@@ -148,6 +155,27 @@ def test_judges_are_asked_from_a_notebook_too(tmp_path):
     with Misbehaving(always=lambda prompt: f"{prompt} yes") as server:
         said = asyncio.run(cell())
     assert [one.value for one in said] == ["good? yes", "bad? yes"]
+
+
+@pytest.mark.parametrize(
+    "name, pinned",
+    [
+        ("gpt-4-0125-preview", True),
+        ("gpt-4o-2024-08-06", True),
+        ("gemini-2.0-flash-001", True),
+        ("gemini-2.5-flash-preview-05-20", True),
+        ("claude-3-7-sonnet@20250219", True),
+        ("gemini-2.5-flash", False),
+        ("gpt-4.1", False),
+        ("gpt-4-32k", False),
+        ("Llama-3.1-405B-Instruct", False),
+    ],
+)
+def test_figures_tell_a_judge_whose_name_is_an_alias(name, pinned):
+    c = default_llm_config()
+    c.model.name = name
+    label = llm_from(c).label()
+    assert (label["name"], label["pinned"]) == (name, pinned)
 
 
 def test_settings_of_the_judge(tmp_path):

@@ -55,25 +55,27 @@ def air_bench_chat(
     items = choose(read_air_bench_chat(data), count, seed)
     questions = [item.question for item in items]
     replies = reply_to(generator, items, questions, sampling, seed=seed, name="AIR-Bench chat")
-    rows = [
-        (item.extra["meta_info"], item.question, item.answer, reply.answer)
+    prompts = [
+        judges.pair_prompts(item.extra["meta_info"], item.question, item.answer, reply.answer)
         for item, reply in zip(items, replies, strict=True)
     ]
-    judged = judges.pair(llm, rows, judgements, "judge AIR-Bench")
+    judged = judges.pair(llm, prompts, judgements, "judge AIR-Bench")
     out = [
         {
             **item_fields("air_bench_chat", item, item.question, reply, seed),
             "category": item.category,
             "task_name": item.extra["task_name"],
             "description": item.extra["meta_info"],
+            "judge_prompts": list(asked),  # the reference first, and the answer first
             "judge": [
                 {"model": p.model, "reference": p.reference, "texts": list(p.texts)}
                 for p in pairings
             ],
         }
-        for item, reply, pairings in zip(items, replies, judged, strict=True)
+        for item, reply, asked, pairings in zip(items, replies, prompts, judged, strict=True)
     ]
-    return air_bench_figures(out, seed) | {"llm": llm.label()}, out
+    figures = air_bench_figures(out, seed) | {"llm": llm.label()}
+    return figures | {"judge_prompts": {"pair": judges.pair_label()}}, out
 
 
 def air_bench_figures(items: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:

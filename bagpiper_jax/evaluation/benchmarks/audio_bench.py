@@ -197,9 +197,11 @@ def _answers(generator, items: Sequence[Item], sampling, seed: int) -> list[dict
 
 
 def _judge(llm: LLM, rubric: Rubric, rows: list[dict[str, Any]], judgements: int) -> None:
-    told = [(row["asked"], row["truth"], row["answer"]) for row in rows]
+    told = [rubric.fill(row["asked"], row["truth"], row["answer"]) for row in rows]
     name = f"judge {rows[0]['dataset']}"
-    for row, said in zip(rows, judges.rate(llm, rubric, told, judgements, name), strict=True):
+    answers = judges.grouped(llm, told, rubric.read, judgements, name)
+    for row, prompt, said in zip(rows, told, answers, strict=True):
+        row["judge_prompt"] = prompt
         row["judge"] = [
             {
                 "rating": s.value,

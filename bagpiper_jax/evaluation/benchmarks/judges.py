@@ -15,7 +15,8 @@ from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation.benchmarks.llm import LLM, Said, ask_all
 from bagpiper_jax.simulation.client import BadAnswer
 
-# github.com/OFA-Sys/AIR-Bench, score_chat.py at 983247666e2a (Apache-2.0), word for word
+# Apache-2.0, word for word
+_PAIR_SOURCE = "github.com/OFA-Sys/AIR-Bench, score_chat.py at 983247666e2a"
 PAIR_PROMPT = (
     "You are a helpful and precise assistant for checking the quality of the answer.\n"
     "[Detailed Audio Description]\n{description}\n[Question]\n{question}\n"
@@ -88,8 +89,7 @@ class Rubric:
 
     def label(self) -> dict:
         """For the figures."""
-        sha = hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
-        return {"source": self.source, "sha256": sha, "highest": self.highest}
+        return _label(self.source, self.prompt) | {"highest": self.highest}
 
 
 SCALE = Rubric(_RATING + _SCALE + _FORM, 5)
@@ -111,13 +111,6 @@ def rubric_from(path: str, highest: int) -> Rubric:
         if f"{{{hole}}}" not in text:
             raise UserError(f"the judge's prompt {path} has no {{{hole}}}: put it where it belongs")
     return Rubric(text, highest, path)
-
-
-def rate(
-    llm: LLM, rubric: Rubric, rows: Sequence[tuple[str, str, str]], samples: int, name: str
-) -> list[list[Said[int]]]:
-    """Ratings of each row (question, reference, prediction), `samples` of them."""
-    return grouped(llm, [rubric.fill(*row) for row in rows], rubric.read, samples, name)
 
 
 def read_pair(text: str) -> tuple[int, int]:
@@ -146,17 +139,27 @@ class Pairing:
     texts: tuple[str, str]
 
 
+def pair_label() -> dict:
+    """AIR-Bench's prompt, for the figures."""
+    return _label(_PAIR_SOURCE, PAIR_PROMPT)
+
+
+def pair_prompts(
+    description: str, question: str, reference: str, prediction: str
+) -> tuple[str, str]:
+    """AIR-Bench's prompt with the reference first, and with the prediction first."""
+    told = {"description": description, "question": question}
+    return tuple(
+        _fill(PAIR_PROMPT, {**told, "first": first, "second": second})
+        for first, second in ((reference, prediction), (prediction, reference))
+    )
+
+
 def pair(
-    llm: LLM, rows: Sequence[tuple[str, str, str, str]], samples: int, name: str
+    llm: LLM, prompts: Sequence[tuple[str, str]], samples: int, name: str
 ) -> list[list[Pairing]]:
-    """Each row (description, question, reference, prediction) judged with its answers in both
-    orders, `samples` times."""
-    prompts = []
-    for description, question, reference, prediction in rows:
-        told = {"description": description, "question": question}
-        for first, second in ((reference, prediction), (prediction, reference)):
-            prompts.append(_fill(PAIR_PROMPT, {**told, "first": first, "second": second}))
-    said = grouped(llm, prompts, read_pair, samples, name)
+    """Judgements of each pair of `pair_prompts`, `samples` times."""
+    said = grouped(llm, [one for both in prompts for one in both], read_pair, samples, name)
     return [
         [_pairing(a, b) for a, b in zip(said[i], said[i + 1], strict=True)]
         for i in range(0, len(said), 2)
@@ -183,6 +186,10 @@ def grouped(
     asked = [(prompt, k) for prompt in prompts for k in range(samples)]
     said = ask_all(llm, asked, check, name)
     return [said[i : i + samples] for i in range(0, len(said), samples)]
+
+
+def _label(source: str, prompt: str) -> dict:
+    return {"source": source, "sha256": hashlib.sha256(prompt.encode()).hexdigest()[:16]}
 
 
 def _fill(prompt: str, values: dict[str, str]) -> str:

@@ -99,7 +99,8 @@ def librispeech_figures(items: Sequence[dict[str, Any]], seed: int) -> dict[str,
 def _take_out(llm: LLM, items: list[dict[str, Any]]) -> None:
     told = [_TAKE_OUT.replace("{caption}", item["output"]) for item in items]
     answers = judges.grouped(llm, told, _words, 1, "transcripts")
-    for item, [answer] in zip(items, answers, strict=True):
+    for item, prompt, [answer] in zip(items, told, answers, strict=True):
+        item["llm_prompt"] = prompt
         item["llm_transcript"] = answer.value or ""
         item["llm_errors"] = wer.count(item["truth"], item["llm_transcript"])
 

@@ -97,13 +97,12 @@ def mmau(
         for item, row in zip(items, out, strict=True):
             row["verdicts"] = [verdict(item, row["answer"])]
     if mode == "open" and llm is not None:
-        rows = [(i.question, i.answer, o["answer"]) for i, o in zip(items, out, strict=True)]
-        said = judges.rate(llm, judges.BINARY, rows, judgements, "judge MMAU")
-        for row, answers in zip(out, said, strict=True):
-            row["judge"] = [{"rating": s.value, "text": s.text} for s in answers]
+        _judge(llm, out, judgements)
     figures = mmau_figures(out, seed)
     if llm is not None:
         figures["llm"] = llm.label()
+    if "judge" in out[0]:
+        figures["judge_prompts"] = {"binary": judges.BINARY.label()}
     return figures, out
 
 
@@ -164,6 +163,15 @@ def _item(item: Item, mode: str, prompt: str, reply: Reply, seed: int) -> dict[s
         "question": item.question,
         "choices": list(item.choices),
     }
+
+
+def _judge(llm: LLM, rows: list[dict[str, Any]], judgements: int) -> None:
+    rubric = judges.BINARY
+    told = [rubric.fill(row["question"], row["truth"], row["answer"]) for row in rows]
+    said = judges.grouped(llm, told, rubric.read, judgements, "judge MMAU")
+    for row, prompt, answers in zip(rows, told, said, strict=True):
+        row["judge_prompt"] = prompt
+        row["judge"] = [{"rating": s.value, "text": s.text} for s in answers]
 
 
 def _choose_from_captions(
