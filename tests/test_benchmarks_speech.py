@@ -1,5 +1,6 @@
 """Benchmarks of words heard and spoken, with a scripted model."""
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ from misbehaving_endpoint import Misbehaving
 
 from bagpiper_jax.errors import UserError
 from bagpiper_jax.evaluation import asr, benchmark_evaluators
-from bagpiper_jax.evaluation.benchmarks import wer
+from bagpiper_jax.evaluation.benchmarks import tts, wer
 from bagpiper_jax.evaluation.benchmarks.librispeech import librispeech
 from bagpiper_jax.evaluation.benchmarks.llm import default_llm_config
 from bagpiper_jax.evaluation.benchmarks.tts import librispeech_tts, seed_tts_eval
@@ -59,7 +60,7 @@ def test_librispeech_with_words_taken_out_by_a_language_model(tmp_path):
         figures, items = librispeech(model, data, llm=make_llm(server, tmp_path))
     assert figures["wer"]["raw"].value == 1
     assert figures["wer_by_llm"]["raw"].value == pytest.approx(6 / 12)
-    assert items[1]["llm_transcript"] == ""
+    assert items[1]["llm_transcript"] == "" and "He mumbles." in items[1]["llm_prompt"]
 
 
 class Ears:
@@ -118,10 +119,33 @@ def test_seed_tts_eval_averages_the_utterances(tmp_path):
     )
     assert figures["wer"]["mean_of_utterances"].value == 0.25
     assert figures["wer"]["seed_tts"].value == pytest.approx(1 / 5)
+    assert figures["wer"]["raw"].value == figures["wer"]["normalised"].value == pytest.approx(1 / 5)
+    assert figures["asr"] == "ears" and figures["normaliser"] == wer.normaliser_name()
     assert model.prompts[0] == "Say: Hello there, you." and "recordings" not in figures
     assert len(items) == len(clips) == 4
     with pytest.raises(UserError, match="'de'"):
         seed_tts_eval(model, str(tmp_path), ears, language="de")
+
+
+def test_seed_tts_eval_counts_each_form_of_the_words(tmp_path):
+    (tmp_path / "meta.lst").write_text("a|p|a.wav|It is twenty, surely: don't.\n")
+    model = Scripted(sounds=lambda p, s: np.zeros(100, np.float32))
+    ears = Ears({100: "it's 20 surely do not"})
+    figures, [item], _ = seed_tts_eval(model, str(tmp_path), ears, repeats=1)
+    assert item["errors"]["normalised"].errors == 0
+    assert item["errors"]["seed_tts"].errors == item["errors"]["raw"].errors == 5
+    assert set(figures["over_seeds"]) == {"seed_tts", "raw", "normalised"}
+
+
+def test_seed_tts_eval_in_mandarin_names_what_simplifies(tmp_path, monkeypatch):
+    simplify = SimpleNamespace(convert=lambda text, to: text.replace("國", "国"))
+    monkeypatch.setitem(sys.modules, "zhconv", simplify)
+    monkeypatch.setattr(tts.importlib.metadata, "version", lambda name: "1.4")
+    (tmp_path / "meta.lst").write_text("a|p|a.wav|中国。\n")
+    model = Scripted(sounds=lambda p, s: np.zeros(100, np.float32))
+    figures, *_ = seed_tts_eval(model, str(tmp_path), Ears({100: "中國"}), language="zh", repeats=1)
+    assert figures["wer"]["seed_tts"].value == 0 and figures["wer"]["raw"].value == 0.5
+    assert figures["normaliser"] == "zhconv 1.4, zh-cn"
 
 
 def test_the_evaluators_of_speech_keep_clips_that_their_items_name(tmp_path, monkeypatch):

@@ -64,7 +64,7 @@ EVALUATORS = {
     ),
     "librispeech": Entry(f"{_BENCHMARKS}:librispeech_words", _NORMALISER),
     "librispeech_tts": Entry(f"{_BENCHMARKS}:librispeech_tts", (*_WHISPER, *_NORMALISER)),
-    "seed_tts_eval": Entry(f"{_BENCHMARKS}:seed_tts_eval", _WHISPER),
+    "seed_tts_eval": Entry(f"{_BENCHMARKS}:seed_tts_eval", (*_WHISPER, *_NORMALISER)),
 }
 COMMON = ("jiwer", "matplotlib", "tqdm")  # of every evaluation and its page
 

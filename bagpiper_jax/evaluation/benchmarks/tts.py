@@ -3,6 +3,7 @@ sentences and Seed-TTS-Eval's."""
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -103,6 +104,9 @@ def seed_tts_eval(
 ) -> Found:
     """Word error rate of Seed-TTS-Eval (of characters in Mandarin): the mean of the utterances'.
 
+    Beside its form of the words stand the raw one and, in English, the normalised one of
+    `librispeech_tts`; in Mandarin raw characters are those that were heard, not simplified.
+
     The prompt recordings are not used: the model takes a description, not a voice. Similarity of
     speakers is not measured.
 
@@ -120,15 +124,12 @@ def seed_tts_eval(
       16 kHz, by the name that their item has under "clip".
 
     Raises:
-      UserError: damaged data, an unknown language, no {text} in the template, zhconv missing.
+      UserError: damaged data, an unknown language, no {text} in the template; the extra `eval` or
+        zhconv is not installed.
     """
     if language not in LANGUAGES:
         raise UserError(f"language {language!r} is none of {', '.join(LANGUAGES)}")
-    simple = _simplified() if language == "zh" else str
-
-    def count_one(truth: str, heard: str) -> dict[str, Errors]:
-        words = (wer.seed_tts_words(text, language) for text in (truth, simple(heard)))
-        return {"seed_tts": count_errors(*words)}
+    normaliser, count_one = _seed_tts_forms(language)
 
     items = choose(read_seed_tts(data), count, seed)
     out, clips = _rendered(
@@ -147,7 +148,8 @@ def seed_tts_eval(
     )
     figures = tts_figures(out, seed)
     figures["wer"]["mean_of_utterances"] = wer.mean_of_utterances(out, "errors", "seed_tts", seed)
-    return figures | {"language": language, "asr": _name(whisper)}, out, clips
+    figures |= {"language": language, "asr": _name(whisper), "normaliser": normaliser}
+    return figures, out, clips
 
 
 def tts_figures(items: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
@@ -236,12 +238,26 @@ def _row(name: str, item: Item, prompt: str, seed: int, wav: Any, heard: str) ->
     }
 
 
-def _simplified() -> Callable[[str], str]:
+def _seed_tts_forms(language: str) -> tuple[str, Callable[[str, str], dict[str, Errors]]]:
+    """The normaliser's name, and what counts errors in each form of the words."""
+
+    def official(truth: str, heard: str) -> Errors:
+        return count_errors(*(wer.seed_tts_words(text, language) for text in (truth, heard)))
+
+    if language == "en":
+        name = wer.normaliser_name()
+        return name, lambda truth, heard: {
+            "seed_tts": official(truth, heard),
+            **wer.count(truth, heard),
+        }
     try:
         import zhconv
     except ImportError as e:
         raise UserError("Mandarin needs zhconv (GPL): pip install 'zhconv>=1.4,<2'") from e
-    return lambda text: zhconv.convert(text, "zh-cn")
+    return f"zhconv {importlib.metadata.version('zhconv')}, zh-cn", lambda truth, heard: {
+        "seed_tts": official(truth, zhconv.convert(heard, "zh-cn")),
+        "raw": official(truth, heard),
+    }
 
 
 def _name(whisper: Any) -> str:
