@@ -54,11 +54,13 @@ def test_the_control_hears_the_next_string_of_the_kind_with_other_words():
 
 
 @pytest.mark.slow
-def test_visqol_tells_a_copy_from_noise():
+def test_visqol_tells_a_copy_from_noise_and_silence():
     pytest.importorskip("visqol")
     corpus = load_corpus(CORPUS)
     (clip,) = codec_eval.prompts(corpus, 1)
     wav = corpus.audio[clip.id].astype(np.float32) / 32768
     noise = wav.std() * np.random.default_rng(0).standard_normal(len(wav)).astype(np.float32)
-    copy, hiss, alone = asr.visqol([wav] * 3, [wav.copy(), wav + 0.1 * noise, noise])
+    copies = [wav.copy(), wav + 0.1 * noise, noise, 0 * wav]
+    copy, hiss, alone, silence = asr.visqol([wav] * 4, copies)
     assert copy > 4.5 > hiss > 2.5 > alone  # measured 5.0, 3.7 and 1.0
+    assert silence == 1

@@ -188,7 +188,7 @@ def _check_whisper(path: str) -> None:
 def visqol(references: Sequence[np.ndarray], degraded: Sequence[np.ndarray]) -> Iterator[float]:
     """ViSQOL MOS-LQO (1 to 5) of each pair of clips, float [S] at 16 kHz.
 
-    Speech mode with the polynomial mapping, so a perfect copy scores about 5.
+    Speech mode with the polynomial mapping, so a perfect copy scores about 5; silence scores 1.
 
     Raises:
       UserError: the extra `eval` is not installed.
@@ -197,5 +197,7 @@ def visqol(references: Sequence[np.ndarray], degraded: Sequence[np.ndarray]) -> 
     api.create(mode="speech", use_lattice_model=False)
     for reference, copy in zip(references, degraded, strict=True):
         length = min(len(reference), len(copy))
-        pair = (np.asarray(x[:length], np.float64) for x in (reference, copy))
-        yield float(api.measure_from_arrays(*pair, SAMPLE_RATE).moslqo)
+        pair = [np.asarray(x[:length], np.float64) for x in (reference, copy)]
+        # ViSQOL scales the copy to the reference's level: of silence it makes no number
+        score = api.measure_from_arrays(*pair, SAMPLE_RATE).moslqo if pair[1].any() else 1
+        yield float(score)
