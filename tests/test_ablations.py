@@ -180,7 +180,7 @@ GROUPS = [f"string {i}" for i in range(40)]
 
 
 def put(out, variant, seed, errors, asked=1):
-    """A measured run: 40 strings of 10 words with as many errors each, 5 minutes of training."""
+    """A measured run: 40 strings of 10 words with as many errors each, 6 minutes of training."""
     workdir = out / f"{variant}-{seed}"
     (workdir / "evaluation").mkdir(parents=True)
     value = errors / 10
@@ -195,30 +195,60 @@ def put(out, variant, seed, errors, asked=1):
     tops = [errors + (-1) ** i for i in range(40)]
     sums = {"wer/digits": {"groups": GROUPS, "tops": tops, "bottoms": [10.0] * 40}}
     (workdir / "evaluation" / "understanding.sums.json").write_text(json.dumps(sums))
+    trained(out, variant, seed, (12, 6, 6, 6, 6, 600))
+
+
+def trained(out, variant, seed, seconds, **last):
+    """A run's log: the seconds of a step, over 10 steps a line; what its last line has besides."""
+    workdir = out / f"{variant}-{seed}"
     config = settings("pretraining", "base")
     claim_workdir(str(workdir), config)
     shutil.copy(Path(MINI) / "model.json", workdir)
     flops = step_flops(config.shapes, rows=4, length=512, windows=24, frozen=()).total
     lines = [
-        {"step": 10, "model_flops_per_second": flops / 6},
-        {"step": 30, "model_flops_per_second": flops / 12},
+        {"step": 10 * (i + 1), "model_flops_per_second": flops / each}
+        for i, each in enumerate(seconds)
     ]
+    lines[-1] |= last
     (workdir / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
 
 def tabulated(out, **changes):
     chosen = {"delay": ablations.ABLATIONS["delay"]._replace(**changes)}
-    text = table.write_tables(str(out), chosen, {"delay": "bagpiper train"})
+    text = table.write_tables(str(out), chosen, {"delay": "bagpiper train"}, {})
     assert (out / "ablations.md").read_text() == text
     return text, json.loads((out / "ablations.json").read_text())["delay"]
 
 
 def test_minutes_of_a_training_are_its_flops_over_its_speed(tmp_path):
-    put(tmp_path, "base", 0, 1)
+    trained(tmp_path, "base", 0, (6, 12))
     workdir = str(tmp_path / "base-0")
-    assert table.minutes(workdir) == pytest.approx({10: 1.0, 30: 5.0})
+    assert table.minutes(workdir) == pytest.approx({10: 1.0, 20: 3.0})
     (tmp_path / "base-0" / "metrics.jsonl").write_text('{"step": 10}')
     assert table.minutes(workdir) == {}
+
+
+def test_hours_are_those_of_all_trainings_without_pauses(tmp_path):
+    trained(tmp_path, "text", 0, (9, 6, 6, 6))  # 40 steps of 6 s
+    trained(tmp_path, "warmup", 0, (9, 3, 3, 6000, 3))  # 50 of 3 s and a pause
+    trained(tmp_path, "warmed", 0, (12, 12))
+    trained(tmp_path, "not_warmed", 0, (12, 12, 1800))
+    trained(tmp_path, "base", 0, (12, 12))
+    of = lambda variant: table.hours(str(tmp_path), variant, 0, pretraining.STARTS)  # noqa: E731
+    hours = {variant: of(variant) for variant in ("base", "not_warmed", "warmed")}
+    seconds = {"base": 240, "not_warmed": 240 + 360, "warmed": 240 + 150 + 240}
+    assert hours == pytest.approx({v: s / 3600 for v, s in seconds.items()}, abs=6e-4)
+    (tmp_path / "text-0" / "metrics.jsonl").unlink()
+    assert of("warmed") is None
+
+
+def test_a_token_of_audio_costs_what_the_end_of_the_log_says(tmp_path):
+    costs = {"ce/stream0": 9.0, "ce/audio": 0.45, "ce/stream1": 1.0624, "ce/stream2": 2.5}
+    trained(tmp_path, "base", 0, (6, 6), **costs, **{"targets/audio": 20.0})
+    assert table.stream_costs(str(tmp_path / "base-0")) == [0.45, 1.062, 2.5]
+    trained(tmp_path, "text", 0, (6, 6), **costs, **{"targets/audio": 0.0})
+    assert table.stream_costs(str(tmp_path / "text-0")) is None
+    assert table.costs_cells([[0.4, 1.0], None, [0.5, 1.5]]) == ["0.45", "1.25"]
 
 
 def test_a_table_has_the_seeds_that_all_variants_have(tmp_path):
@@ -226,7 +256,8 @@ def test_a_table_has_the_seeds_that_all_variants_have(tmp_path):
         put(tmp_path, "base", seed, 1 + seed)
     text, data = tabulated(tmp_path)
     base, parallel = (line for line in text.splitlines() if line.startswith(("| base", "| par")))
-    assert "| 2 | 0.08 | 20.0 ± 14.1 % | 20.0 ± 14.1 % | – |" in base  # seed 3 is not in the plan
+    # seed 3 is not in the plan
+    assert "| 2 | 0.10 | 20.0 ± 14.1 % | – | 20.0 ± 14.1 % | – |" in base
     assert parallel.startswith("| parallel | 0 | – | – | – |") and " − base" not in text
     assert data["seeds"] == [0, 2] and data["differences"]["parallel"]["heard strings, WER"] == []
     put(tmp_path, "parallel", 1, 5)
@@ -235,9 +266,10 @@ def test_a_table_has_the_seeds_that_all_variants_have(tmp_path):
     base, parallel = (
         line for line in text.splitlines() if line.startswith(("| base |", "| parallel |"))
     )
-    assert "| 1 | 0.08 | 30.0 % (29.0–32.0)" in base
-    assert "| 1 | 0.08 | 50.0 % (49.0–52.0)" in parallel
+    assert "| 1 | 0.10 | 30.0 % (29.0–32.0)" in base
+    assert "| 1 | 0.10 | 50.0 % (49.0–52.0)" in parallel
     assert [f["value"] for f in data["figures"]["base"]["heard strings, WER"]] == [0.3]
+    assert data["hours"] == {"base": [0.1], "parallel": [0.1]}
     assert text.endswith("\n```\nbagpiper train\n```\n")
 
 

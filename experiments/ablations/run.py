@@ -60,7 +60,8 @@ _SPOKEN = tuple(
     Column(f"spoken strings, WER, guidance {cfg:g}", "cfg_sweep", (str(number), "wer"))
     for number, cfg in enumerate((1.0, 1.5, 2.0, 3.0))
 )
-_DIGITS = (_HEARD, *_SPOKEN)
+_OTHER_SCENE = Column("with another scene's audio", "understanding", ("control", "wer", "digits"))
+_DIGITS = (_HEARD, _OTHER_SCENE, *_SPOKEN)
 _ANSWERS = tuple(
     Column(name, "questions", ("accuracy", key))
     for name, key in (
@@ -69,12 +70,17 @@ _ANSWERS = tuple(
         ("of the scene", "of_scenes"),
         ("in known wordings", "known_wording"),
         ("in new wordings", "new_wording"),
+        ("after a right caption", "after_right_caption"),
+        ("after a wrong one", "after_wrong_caption"),
     )
 ) + (
     Column("a program's, from its captions", "questions", ("read_from_caption",)),
     Column("with other audio", "questions", ("control", "accuracy", "all")),
 )
-_REQUESTS = (Column("spoken strings, WER", "requests", ("wer", "digits")),)
+_REQUESTS = (
+    Column("spoken strings, WER", "requests", ("wer", "digits")),
+    Column("with another request's audio", "requests", ("control", "wer", "digits")),
+)
 
 ABLATIONS = {
     "delay": Ablation(
@@ -112,7 +118,7 @@ ABLATIONS = {
     "encoder": Ablation(
         "An encoder that is trained or frozen?",
         "pretraining",
-        ("base", "encoder_trained", "encoder_frozen"),
+        ("encoder_frozen", "encoder_trained", "base"),
         1,
         "digits",
         _DIGITS,
@@ -169,7 +175,7 @@ def main() -> int:
             for planned in plan:
                 run(args.out, *planned)
         recipes = {name: recipe(args.out, ablation) for name, ablation in chosen.items()}
-        print(write_tables(args.out, chosen, recipes))
+        print(write_tables(args.out, chosen, recipes, pretraining.STARTS))
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

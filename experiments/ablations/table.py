@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ _DIFFERENCES = (
     "Differences in percentage points, over the same items in pairs, with 95 % bootstrap "
     "intervals; bold where these leave out 0:"
 )
+_COSTS = "Nats that a token of audio costs in each stream, over the last steps that were logged:"
 
 
 class Column(NamedTuple):
@@ -31,18 +33,25 @@ class Column(NamedTuple):
     path: tuple[str, ...]
 
 
-def write_tables(out: str, ablations: Mapping[str, Any], recipes: Mapping[str, str]) -> str:
+def write_tables(
+    out: str,
+    ablations: Mapping[str, Any],
+    recipes: Mapping[str, str],
+    starts: Mapping[str, str],
+) -> str:
     """Writes `ablations.md` and `ablations.json` to a directory of runs.
 
     Args:
       out: the directory.
       ablations: each an `Ablation` of `run.py`, by name.
       recipes: of each the commands that make its rows.
+      starts: the variant that another one goes on from, by the other's name.
 
     Returns:
       the Markdown: of each ablation a table with a line per variant, one with its differences to
-      the first variant, and the commands. Of several seeds a figure is their mean ± standard
-      deviation, of one seed it stands with its 95 % bootstrap interval.
+      the first variant, one with what a token of each stream costs, and the commands. Of several
+      seeds a figure is their mean ± standard deviation, of one seed it stands with its 95 %
+      bootstrap interval.
 
     Raises:
       UserError: a file of a run is damaged, or the tables cannot be written.
@@ -65,10 +74,24 @@ def write_tables(out: str, ablations: Mapping[str, Any], recipes: Mapping[str, s
             }
             for variant in others
         }
-        data[name] = {"seeds": seeds, "figures": figures, "differences": differences}
+        taken = {
+            variant: [hours(out, variant, seed, starts) for seed in seeds if mine]
+            for variant, mine in runs.items()
+        }
+        costs = {
+            variant: [stream_costs(os.path.dirname(run.directory)) for run in mine]
+            for variant, mine in runs.items()
+        }
+        data[name] = {"seeds": seeds, "hours": taken, "figures": figures}
+        data[name] |= {"differences": differences, "stream_costs": costs}
         headings = [c.heading for c in columns]
         lines = [
-            [variant, str(len(mine)), _hours(mine), *map(cell, figures[variant].values())]
+            [
+                variant,
+                str(len(mine)),
+                hours_cell(taken[variant]),
+                *map(cell, figures[variant].values()),
+            ]
             for variant, mine in runs.items()
         ]
         parts += [f"### {ablation.question}", markdown(["", "runs", "hours", *headings], lines)]
@@ -79,6 +102,10 @@ def write_tables(out: str, ablations: Mapping[str, Any], recipes: Mapping[str, s
         ]
         if lines:
             parts += [_DIFFERENCES, markdown(["", "seed", *headings], lines)]
+        lines = [[variant, *costs_cells(mine)] for variant, mine in costs.items() if any(mine)]
+        if lines:
+            streams = map(str, range(len(lines[0]) - 1))
+            parts += [_COSTS, markdown(["", *streams], lines)]
         parts.append(f"```\n{recipes[name]}\n```")
     text = "\n\n".join(parts) + "\n"
     write_text(os.path.join(out, "ablations.md"), text)
@@ -166,7 +193,46 @@ def minutes(run: str) -> dict[int, float]:
     return found
 
 
-def _hours(runs: Sequence[Run]) -> str:
-    workdirs = [os.path.dirname(run.directory) for run in runs]
-    taken = [max(minutes(workdir).values(), default=0.0) / 60 for workdir in workdirs]
+def hours(out: str, variant: str, seed: int, starts: Mapping[str, str]) -> float | None:
+    """Hours of a run's training and of those that it starts from; None where a log does not tell.
+
+    The steps at the median time of a step: what a pause adds to a few of them does not count.
+
+    Raises:
+      UserError: a file of a run is damaged.
+    """
+    trained, total = [variant], 0.0
+    while trained[-1] in starts:
+        trained.append(starts[trained[-1]])
+    for name in trained:
+        taken = {0: 0.0} | minutes(os.path.join(out, f"{name}-{seed}"))
+        each = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(taken.items())]
+        if not each:
+            return None
+        total += max(taken) * statistics.median(each) / 60
+    return round(total, 3)
+
+
+def stream_costs(run: str) -> list[float] | None:
+    """Cross-entropy of a token of audio in each stream, in nats, at the end of a run's log.
+
+    None where the run learns no audio.
+
+    Raises:
+      UserError: the log is damaged.
+    """
+    last = (read_curve(run) or [{}])[-1]
+    if not last.get("targets/audio"):
+        return None
+    later = (f"ce/stream{k}" for k in itertools.count(1))  # stream 0 has words too
+    return [round(last[key], 3) for key in ("ce/audio", *itertools.takewhile(last.get, later))]
+
+
+def hours_cell(taken: Sequence[float | None]) -> str:
+    """A table's cell of the hours that runs took, their mean."""
     return f"{statistics.mean(taken):.2f}" if taken and all(taken) else "–"
+
+
+def costs_cells(costs: Sequence[Sequence[float] | None]) -> list[str]:
+    """A table's cells of what streams cost, each the mean of runs."""
+    return [f"{statistics.mean(of_stream):.2f}" for of_stream in zip(*filter(None, costs))]
