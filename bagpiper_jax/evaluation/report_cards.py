@@ -27,6 +27,9 @@ KIND_NAMES = {
 }
 
 
+_LONGEST = 1_000  # characters of an item's field that a card shows
+
+
 def scene_card(item: dict[str, Any], corpus: Corpus, codec: Codec, unseen: bool) -> str:
     """A scene to see and hear, its caption, and the model's with mistakes marked."""
     scene = _scene(item, corpus)
@@ -75,6 +78,65 @@ def render_card(item: dict[str, Any], clips: str, corpus: Corpus) -> str:
         + f"<dt>in the true scene</dt><dd>{marked(truth, heard['original'])}</dd>"
         + "</dl></article>"
     )
+
+
+def cycle_card(item: dict[str, Any], clips: str) -> str:
+    """A scene's true caption, and each round's caption, marked, with its clip if that was kept."""
+    kept = item.get("clip", "").rpartition("-")[0]  # it names the clip of the last round
+    lines = [f"<dt>true caption</dt><dd>{html.escape(item['caption'])}</dd>"]
+    players, made_of = {}, "the scene" if item["start"] == "audio" else "the true caption"
+    for number, (text, scores) in enumerate(zip(item["outputs"], item["rounds"], strict=True), 1):
+        scored = {"output": text, **scores["scene"]}
+        missing = missing_quotes(scored)
+        alike = f"similarity to the scene's caption {scored['similarity']:.2f}"
+        if "drift" in scores:
+            alike += f", to round 1's {scores['drift']['similarity']:.2f}"
+        lines.append(
+            f"<dt>round {number}: {alike}</dt><dd>{caption_marked(scored)}"
+            + (f" <small>not written:</small> {missing}" if missing else "")
+            + "</dd>"
+        )
+        file = os.path.join(clips, f"{kept}-{number}.flac")
+        if kept and os.path.isfile(file):
+            players[f"round {number}, of {made_of}"] = _clip(file)
+        made_of = f"round {number}'s caption"
+    heard = page.players(players) if players else ""
+    head = f"<h3>Scene {item['index']}</h3>"
+    return f'<article class="card">{head}{heard}<dl>{"".join(lines)}</dl></article>'
+
+
+def plain_card(item: dict[str, Any], clips: str) -> str:
+    """An item of any evaluator: numbers, words, lists and groups with words in them, its clip."""
+    lines = [
+        f"<dt>{html.escape(name)}</dt><dd>{_nested(value)}</dd>"
+        for name, value in item.items()
+        if name != "clip" and (isinstance(value, (int, float)) or _has_words(value))
+    ]
+    player = ""
+    if "clip" in item:
+        uri = _clip(os.path.join(clips, f"{item['clip']}.flac"))
+        player = page.players({item["clip"]: uri})
+    return f'<article class="card">{player}<dl>{"".join(lines)}</dl></article>'
+
+
+def _clip(path: str) -> str:
+    wav, rate = soundfile.read(path, dtype="float32")
+    return media.audio_uri(wav, rate)
+
+
+def _has_words(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_words, value.values()))
+    return any(map(_has_words, value)) if isinstance(value, list) else isinstance(value, str)
+
+
+def _nested(value: Any) -> str:
+    if isinstance(value, dict):
+        lines = (f"<dt>{html.escape(k)}</dt><dd>{_nested(v)}</dd>" for k, v in value.items())
+        return f"<dl>{''.join(lines)}</dl>"
+    if isinstance(value, list):
+        return f"<ol>{''.join(f'<li>{_nested(part)}</li>' for part in value)}</ol>"
+    return "–" if value is None else html.escape(str(value)[:_LONGEST])
 
 
 def _units(kind: str, text: str) -> list[str]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
-
-import soundfile
 
 from bagpiper_jax.evaluation import report_media, tables
 from bagpiper_jax.evaluation.context import Scenes
 from bagpiper_jax.evaluation.figures import Evaluation
 from bagpiper_jax.evaluation.mini_probes import GROUPS
 from bagpiper_jax.evaluation.rendering_probe import SIDES
-from bagpiper_jax.evaluation.report_cards import KIND_NAMES, render_card, scene_card
-from bagpiper_jax.html_report import media, page
+from bagpiper_jax.evaluation.report_cards import (
+    KIND_NAMES,
+    cycle_card,
+    plain_card,
+    render_card,
+    scene_card,
+)
+from bagpiper_jax.html_report import page
 
 SIDE_NAMES = {
     "original": "the scene itself",
@@ -23,7 +26,6 @@ SIDE_NAMES = {
     "rendered": "rendered from the caption",
 }
 _CONTROL = "other audio (control)"
-_LONGEST = 1_000  # characters of an item's field that a card shows
 
 
 class Shown(NamedTuple):
@@ -173,20 +175,59 @@ def codec(shown: Shown) -> str:
     )
 
 
+def cycle(shown: Shown) -> str:
+    """Figures round by round, and scenes with the captions and the clips of every round."""
+    last = shown.evaluations[-1]
+    rounds = last.get(shown.name, "rounds")
+    picture = page.image(
+        report_media.rounds_plot(rounds, last.get(shown.name, "control", "rounds") or []),
+        "Similarity, word error rate and F1 of events over the rounds",
+    )
+    items = _with_clips_first(shown)
+    cards = (cycle_card(item, shown.clips) for item in items)
+    return page.section(
+        shown.title(f"Cycle, from {last.get(shown.name, 'start')}"),
+        page.paragraph(
+            "Captions and audio made of each other. Each round's caption against the scene and "
+            "against the caption of the first round; dotted: the same of another scene's caption. "
+            "Marks: wavy underline, not in the scene; struck through, said in it and not written. "
+            f"Similarity of sentences: {last.get(shown.name, 'embedding')}."
+        ),
+        f'<div class="panel">{picture}</div>',
+        _all_figures(shown),
+        f'<div class="cards">{"".join(cards)}</div>',
+    )
+
+
 def plain(shown: Shown) -> str:
-    """All figures of an evaluator, and its first items with what was heard."""
+    """All figures of an evaluator, what they were measured with, and its first items."""
+    figures = shown.evaluations[-1].get(shown.name)
+    named = figures if isinstance(figures, dict) else {}
+    words = "; ".join(f"{name}: {value}" for name, value in named.items() if isinstance(value, str))
+    if llm := named.get("llm"):
+        pinned = "" if llm.get("pinned", True) else " (an alias, which may be another model later)"
+        words = "; ".join(filter(None, (words, f"llm: {llm['name']}{pinned}")))
+    cards = (plain_card(item, shown.clips) for item in _with_clips_first(shown))
+    return page.section(
+        shown.title(shown.use.replace("_", " ").capitalize()),
+        page.paragraph(f"{words}.") if words else "",
+        _all_figures(shown),
+        f'<div class="cards">{"".join(cards)}</div>',
+    )
+
+
+def _with_clips_first(shown: Shown) -> Sequence[dict[str, Any]]:
+    with_clips = [item for item in shown.items if "clip" in item]
+    return (with_clips or shown.items)[: shown.cards]
+
+
+def _all_figures(shown: Shown) -> str:
     last = list(tables.rows_of(shown.name, shown.evaluations[-1].get(shown.name)))
     rows = []
     for row in last:
         cells = [_number(tables.at(e.get(shown.name), row.path)) for e in shown.evaluations]
         rows.append([html.escape(row.label), *cells, _number(row.control)])
-    with_clips = [item for item in shown.items if "clip" in item]
-    cards = [_plain_card(item, shown.clips) for item in (with_clips or shown.items)[: shown.cards]]
-    return page.section(
-        shown.title(shown.use.replace("_", " ").capitalize()),
-        page.table(["", *shown.columns, "control"], rows),
-        f'<div class="cards">{"".join(cards)}</div>',
-    )
+    return page.table(["", *shown.columns, "control"], rows)
 
 
 def _number(value: Any) -> str:
@@ -195,22 +236,10 @@ def _number(value: Any) -> str:
     return page.figure(value, percent=False)
 
 
-def _plain_card(item: dict[str, Any], clips: str) -> str:
-    lines = []
-    for name, value in item.items():
-        if name != "clip" and isinstance(value, (str, int, float)):
-            words = html.escape(str(value)[:_LONGEST])
-            lines.append(f"<dt>{html.escape(name)}</dt><dd>{words}</dd>")
-    player = ""
-    if "clip" in item:
-        wav, rate = soundfile.read(os.path.join(clips, f"{item['clip']}.flac"), dtype="float32")
-        player = page.players({item["clip"]: media.audio_uri(wav, rate)})
-    return f'<article class="card">{player}<dl>{"".join(lines)}</dl></article>'
-
-
 SECTIONS: dict[str, Callable[[Shown], str]] = {
     "understanding": understanding,
     "rendering": rendering,
     "guidance": guidance,
     "codec": codec,
+    "cycle": cycle,
 }
