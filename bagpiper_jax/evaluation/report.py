@@ -146,7 +146,8 @@ def _footnotes(evaluation: Evaluation) -> str:
         ends = {"visqol": ", 5 is a perfect copy"}
         told = "; ".join(judge + ends.get(name, "") for name, judge in judges.items())
         notes.append(f"Judges: {told}.")
-    notes.append(f"Seed {evaluation.get('seed')}. Versions: {_listed(evaluation.get('versions'))}.")
+    how = f"Seed {evaluation.get('seed')}; computed in {evaluation.get('dtype') or 'float32'}."
+    notes.append(f"{how} Versions: {_listed(evaluation.get('versions'))}.")
     for name, versions in (evaluation.get("versions_of") or {}).items():
         notes.append(f"Versions of {name}: {_listed(versions)}.")
     lines = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
