@@ -218,6 +218,7 @@ def _train(args) -> None:
 
 
 def _compile(args) -> None:
+    from bagpiper_jax.files import write_json
     from bagpiper_jax.training.aot_environment import prepare_environment
 
     prepare_environment()
@@ -236,9 +237,20 @@ def _compile(args) -> None:
         say(f"{report['topology']} holds it")
         _print_report(aot, report, args.json)
         raise UserError(str(e)) from e
-    if args.largest:
-        report["largest_rows_per_group"] = aot.largest_batch(run, args.topology, args.slices, say)
-    _print_report(aot, report, args.json)
+    piped = args.json == "-"  # it takes one document
+    if not piped:
+        _print_report(aot, report, args.json)  # before a search that may fail
+    try:
+        if args.largest:
+            rows = aot.largest_batch(run, args.topology, args.slices, say)
+            report["largest_rows_per_group"] = rows
+    finally:
+        if piped:
+            _print_report(aot, report, args.json)
+    if args.largest and not piped:
+        print(aot.table(report).splitlines()[-1])
+        if args.json:
+            write_json(args.json, report)
 
 
 def _print_report(aot, report: dict, path: str | None) -> None:
