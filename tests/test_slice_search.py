@@ -1,4 +1,4 @@
-"""The search for a slice that holds the step, and for the largest batch; the compiler is scripted."""
+"""The search for a slice that holds the step, and for the largest batch, by a scripted compiler."""
 
 import json
 import math
