@@ -1,17 +1,23 @@
 """One process of a run fails, hangs or is gone: the others end soon, and say who and why."""
 
+import os
 import re
+import shutil
 import socket
 import time
 
 import numpy as np
 import pytest
+import soundfile
+from tiny_run import copy_assets, settings
 from two_processes import together, train_arguments
 
 from bagpiper_jax.errors import UserError
+from bagpiper_jax.release import load_assets
 from bagpiper_jax.store import Checkpoints
 from bagpiper_jax.store import runs as store
 from bagpiper_jax.training import failure_watch
+from bagpiper_jax.training.loop import make_source
 
 
 class Shared:
@@ -158,3 +164,27 @@ def test_a_corpus_that_one_host_cannot_read_ends_both(tmp_path):
     assert "Traceback" not in logs[0]
     assert re.search(r"^bagpiper: .*/1 has ended: .*corpus", logs[0], re.M), logs[0]
     assert re.search(r"^bagpiper: .*corpus", logs[1], re.M), logs[1]
+
+
+@pytest.mark.slow
+def test_a_corpus_that_differs_by_a_clip_ends_both(finished, tmp_path):
+    """A clip that is heard in the first row is played backwards on one host."""
+    run, workdir, corpus = settings(), tmp_path / "run", tmp_path / "corpus"
+    copy_assets(finished[0], workdir)
+    shutil.copytree(run.data.corpus, corpus)
+    row = make_source(run, load_assets(workdir)).planned_row(0)
+    clip = next(e.clips[0] for p in row if p.task != "text_only" for e in p.scene.events)
+    path = str(corpus / "audio" / f"{clip}.ogg")
+    wav, rate = soundfile.read(path, dtype="float32")
+    soundfile.write(path, wav[::-1], rate, format="OGG", subtype="VORBIS")
+
+    def make(address, i):
+        own = [f"--config.data.corpus={corpus}"] * i
+        return ["-m", "bagpiper_jax.cli", *train_arguments(address, i, workdir, *own)]
+
+    codes, logs, _ = together(make, limit=600)
+    assert codes == [2, 2], logs
+    for log in logs:  # each finds out, or the other tells it
+        told = r"^bagpiper: .*step 0: row 0 of the batch differs between \S+/0, \S+/1: do they"
+        assert re.search(told, log, re.M), log
+    assert not os.path.exists(workdir / "checkpoints" / "6")
