@@ -165,7 +165,8 @@ def compile_report(run: RunConfig, topology: str, slices: int = 1) -> dict[str, 
         "activations": saved,
         "temporaries": memory.temp_size_in_bytes - saved,
         "outputs": max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0),
-        "padding of arguments": memory.argument_size_in_bytes - _local_bytes((state, batch)),
+        "padding of arguments": memory.argument_size_in_bytes
+        - _local_bytes((state.params, state.opt_state, batch)),
         "program": memory.generated_code_size_in_bytes,
     }
     kinds["headroom"] = available - sum(kinds.values())
