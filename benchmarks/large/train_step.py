@@ -2,13 +2,15 @@
 
     python benchmarks/large/train_step.py [--model mini] [--rows 4] [--length 512] [--windows 12]
 
-Forward, backward, clip and AdamW in float32, from random weights, in turns in one run on all cores;
-needs the extra `convert`. The PyTorch model is what one would write from the paper: SDPA attention
-with a mask, eight streams of logits (those after the first over the codec ids alone).
+Forward, backward, clip and AdamW in float32, from the same random weights, in turns in one run on
+all cores; needs the extra `convert`. The PyTorch model is what one would write from the paper: SDPA
+attention with a mask, eight streams of logits (those after the first over the codec ids alone).
+Their first losses must agree, or nothing is measured.
 """
 
 import argparse
 import os
+import re
 import statistics
 import sys
 import time
@@ -26,9 +28,23 @@ from bagpiper_jax.modeling.audio_encoder import sinusoids
 from bagpiper_jax.modeling.bagpiper import Bagpiper
 from bagpiper_jax.modeling.config import get_config
 from bagpiper_jax.training.step import init_state, make_train_step
+from bagpiper_jax.trees import dotted
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from train_step import make_batch  # noqa: E402
+
+AGREEMENT = 1e-5  # of the first losses: sums in another order, in float32
+
+# pieces of the names of parameters here → there, in this order
+_NAMES = (
+    *(("model.", ""), ("embed_tokens", "embed.weight"), ("audio_tower.layers", "tower")),
+    *(("audio_tower.", ""), ("conv2d1", "convs.0"), ("conv2d2", "convs.1"), ("conv2d3", "convs.2")),
+    *(("input_layernorm", "norms.0"), ("post_attention_layernorm", "norms.1")),
+    *(("q_norm", "norms.2"), ("k_norm", "norms.3")),
+    *(("self_attn_layer_norm", "norm1"), ("final_layer_norm", "norm2")),
+    *(("self_attn.", ""), ("mlp.", ""), ("out_proj", "out"), ("_proj", "")),
+    *(("kernel", "weight"), ("scale", "weight")),
+)
 
 
 class DecoderLayer(nn.Module):
@@ -146,6 +162,33 @@ class PlainBagpiper(nn.Module):
         return loss / wanted[:, 0].sum()
 
 
+def copy_weights(plain: PlainBagpiper, params: dict) -> None:
+    """Gives it the weights of a `Bagpiper` with one table, a nested dict."""
+    values = {}
+    for path, value in dotted(jax.device_get(params)).items():
+        stacked, name = ".layers." in path, path
+        for here, there in _NAMES:
+            name = name.replace(here, there)
+        for i, part in enumerate(value if stacked else [value]):
+            own = re.sub("^(layers|tower)", rf"\1.{i}", name) if stacked else name
+            # kernels are [in, out] and [time, mel, in, out], the table has rows in excess
+            part = part.T if path.endswith("kernel") else part
+            part = part[: plain.config.vocab.size] if own == "embed.weight" else part
+            values[own] = torch.tensor(np.ascontiguousarray(part))
+    for i in range(len(plain.tower)):
+        for leaf in ("weight", "bias"):
+            parts = [values.pop(f"tower.{i}.{name}.{leaf}") for name in "qkv"]
+            values[f"tower.{i}.qkv.{leaf}"] = torch.cat(parts)
+    plain.load_state_dict(dict(plain.named_buffers()) | values)
+
+
+def torch_batch(batch) -> list[torch.Tensor]:
+    """What `PlainBagpiper` takes of a `Batch`."""
+    fields = ("tokens", "loss_mask", "segment_ids", "positions", "mel", "audio_index")
+    tensors = (torch.from_numpy(np.asarray(getattr(batch, name))) for name in fields)
+    return [t.long() if t.dtype == torch.int32 else t for t in tensors]
+
+
 def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -161,7 +204,12 @@ def main() -> None:
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(1e-3, b2=0.95, weight_decay=0.1)
     )
-    state = init_state(nnx.to_pure_dict(nnx.state(model, nnx.Param)), optimizer)
+    # they start from zero, which would tell nothing of the losses
+    noise = jax.random.normal(jax.random.key(1), model.stream_emb.shape)
+    model.stream_emb[...] = 0.02 * noise
+    weights = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    kept = jax.device_get(weights)  # a step takes the others
+    state = init_state(weights, optimizer)
     step = make_train_step(model, optimizer, optax.constant_schedule(1e-3))
     ours = jax.device_put(jax.tree.map(lambda x: x[None], batch))
 
@@ -170,13 +218,11 @@ def main() -> None:
         state, metrics = step(state, ours)
         return float(metrics["loss"])
 
-    fields = ("tokens", "loss_mask", "segment_ids", "positions", "mel", "audio_index")
-    theirs = [torch.from_numpy(np.asarray(getattr(batch, name))) for name in fields]
-    theirs = [t.long() if t.dtype == torch.int32 else t for t in theirs]
+    theirs = torch_batch(batch)
 
     def torch_step(compiled: bool):
-        torch.manual_seed(0)
         plain = PlainBagpiper(config)
+        copy_weights(plain, kept)
         call = torch.compile(plain) if compiled else plain
         adam = torch.optim.AdamW(
             plain.parameters(), 1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
@@ -197,10 +243,14 @@ def main() -> None:
         f"{args.model}, {tokens} tokens a step, fp32, torch {torch.__version__}, "
         f"jax {jax.__version__}"
     )
+    first = {}
     for name, run in steps.items():
         began = time.perf_counter()
         losses = [run() for _ in range(2)]
+        first[name] = losses[0]
         print(f"{name:15} first two steps {time.perf_counter() - began:.0f} s, loss {losses}")
+        if abs(losses[0] / first["here"] - 1) > AGREEMENT:
+            sys.exit(f"{name} computes another loss")
     times = {name: [] for name in steps}
     for _ in range(args.rounds):
         for name, run in steps.items():  # in turns: what else the machine does meets all alike
