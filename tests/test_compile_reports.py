@@ -100,6 +100,7 @@ def test_bytes_of_a_device_are_those_of_the_state_and_the_batch(report, planned)
     rows, shapes = report["rows_per_group"], run.shapes.decoder
     inputs = rows * run.data.length * shapes.hidden_size * 2
     assert kinds["activations"] == inputs * shapes.num_hidden_layers
+    assert kinds["activations"] == aot._saved_activations(run, mesh)
     assert kinds["temporaries"] > 0 and kinds["headroom"] > 0
     assert sum(kinds.values()) == pytest.approx(report["available_per_device"])
 
