@@ -1,16 +1,21 @@
 """Two processes train as one run: told to end, diverged, or started with other settings."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import time
 
 import numpy as np
 import pytest
-from tiny_run import copy_assets, losses
+from tiny_run import copy_assets, losses, settings
 from two_processes import together, train_arguments
 
+from bagpiper_jax.release import load_assets, load_weights, weight_shapes
 from bagpiper_jax.store import Checkpoints
+from bagpiper_jax.training import loop
+from bagpiper_jax.trees import dotted
 
 pytestmark = pytest.mark.slow
 
@@ -39,8 +44,22 @@ def workdir(finished, tmp_path):
     return str(tmp_path / "run")
 
 
-def test_sigterm_to_one_saves_and_ends_both(workdir):
-    long = ("--config.steps=100000", "--config.save_every=100000")
+def weights(workdir):
+    return dotted(load_weights(workdir, weight_shapes(load_assets(workdir).config)))
+
+
+def assert_near(mine, wanted, before, **tolerance):
+    """Weights as they should be, and not because they stand still."""
+    for path in wanted:
+        np.testing.assert_allclose(mine[path], wanted[path], err_msg=path, **tolerance)
+    assert max(np.abs(wanted[path] - before[path]).max() for path in wanted) > 1e-3
+
+
+def test_sigterm_to_one_saves_and_ends_both(finished, workdir, tmp_path, monkeypatch):
+    """And one process, of eight devices on another mesh, goes on with what they saved."""
+    # a large eps: Adam divides the rounding of tiny gradients by itself
+    gentle = ("--config.optimizer.eps=1e-3", "--config.optimizer.peak_lr=1e-3")
+    long = ("--config.steps=100000", "--config.save_every=100000", *gentle)
 
     def terminate(processes):
         log = os.path.join(workdir, "metrics.jsonl")
@@ -60,6 +79,39 @@ def test_sigterm_to_one_saves_and_ends_both(workdir):
     done = max(losses(workdir))
     with Checkpoints(workdir, keep=1) as checkpoints:
         assert checkpoints.latest_step == done < 100_000
+
+    before, last, alone = weights(workdir), done + 3, str(tmp_path / "alone")
+    copy_assets(finished[0], alone)
+    monkeypatch.setattr(loop.hosts, "should_stop", lambda step, _: step == last)
+    loop.train(settings(*long), workdir, must_resume=True)
+    loop.train(settings(*long), alone)
+    ours, theirs = losses(workdir), losses(alone)
+    assert list(ours) == list(theirs) == list(range(1, last + 1))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    with open(f"{workdir}/checkpoints/{last}/input/metadata", encoding="utf-8") as f:
+        assert json.load(f) == {"batches": last}
+    assert_near(weights(workdir), weights(alone), before, rtol=0, atol=1e-5)
+
+
+def test_two_processes_go_on_with_a_run_of_one(finished, tmp_path):
+    """Steps 1–3 on eight devices of one process, 4–6 on one device of each of two."""
+    workdir = str(tmp_path / "run")
+    shutil.copytree(finished[0], workdir)
+    shutil.rmtree(os.path.join(workdir, "checkpoints", "6"))
+    before = weights(workdir)
+    make = lambda address, i: [  # noqa: E731
+        *("-m", "bagpiper_jax.cli"),
+        *(*train_arguments(address, i, workdir), "--resume"),
+    ]
+    codes, logs, _ = together(make, 900)
+    assert codes == [0, 0], logs
+    ours, theirs = losses(workdir), losses(finished[0])
+    assert list(ours) == [1, 2, 3, 4, 5, 6]
+    assert ours == pytest.approx(theirs, rel=1e-4)
+    with open(f"{workdir}/checkpoints/6/input/metadata", encoding="utf-8") as f:
+        assert json.load(f) == {"batches": 6}
+    # as for another mesh: three steps of Adam at 0.01 magnify rounding
+    assert_near(weights(workdir), weights(finished[0]), before, rtol=1e-4, atol=1e-5)
 
 
 def test_a_run_that_diverged_leaves_its_batch_before_any_process_ends(tmp_path):
