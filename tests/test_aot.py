@@ -165,9 +165,8 @@ def test_the_report_divides_up_what_the_compiler_needs(monkeypatch):
     assert memory.alias_size_in_bytes > 0 < made == sizes["outputs"]  # the state is donated
     assert sizes["program"] == memory.generated_code_size_in_bytes
     given = memory.argument_size_in_bytes
-    # what the compiler allots in all, or what of it is in use at one time
-    temporaries = (memory.temp_size_in_bytes, memory.peak_memory_in_bytes - given - made)
-    assert sizes["temporaries"] + sizes["activations"] in temporaries
+    needed = memory.peak_memory_in_bytes - given - made  # at one time
+    assert sizes["temporaries"] + sizes["activations"] == needed
     arguments = (sizes[k] for k in ("parameters", "optimizer", "batch", "padding of arguments"))
     assert sum(arguments) == given
 
