@@ -1,5 +1,7 @@
 """Slow proofs: a run killed again and again, and a run of two processes, end as one undisturbed."""
 
+import contextlib
+import glob
 import json
 import os
 import random
@@ -7,12 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 from tiny_run import CONFIG, TINY, copy_assets, losses
 
 from bagpiper_jax.release import load_assets, load_weights, weight_shapes
+from bagpiper_jax.training.assets import run_shapes
+from bagpiper_jax.training.config import load_config
+from bagpiper_jax.training.loop import initial_params
+from bagpiper_jax.training.step import make_model, run_mesh
 from bagpiper_jax.trees import dotted
 
 pytestmark = pytest.mark.slow
@@ -28,6 +37,12 @@ def command(workdir, *overrides):
 
 def weights(workdir):
     return dotted(load_weights(workdir, weight_shapes(load_assets(workdir).config)))
+
+
+def weights_at_step_0(overrides):
+    run = load_config(["--config", CONFIG, *LONG, *overrides])
+    model = make_model(run, run_shapes(run))
+    return dotted(initial_params(run, model, run_mesh(run, jax.devices())))
 
 
 @pytest.fixture(scope="module")
@@ -47,35 +62,77 @@ def undisturbed(finished, environment, tmp_path_factory):
     return workdir
 
 
-def start_and_kill(arguments, environment, log, moments):
-    """Starts a run, waits for a step, and kills it a moment later."""
-    before = os.path.getsize(log) if os.path.exists(log) else 0
+class Kill(NamedTuple):
+    """Seconds from start to what it waited for; whether it met a save, or came before a step."""
+
+    seconds: float
+    in_save: bool
+    before_step: bool
+
+
+def unfinished(workdir):
+    """Checkpoints that are not whole, with the time of their last change: some are left over."""
+    found = set()
+    for path in glob.glob(f"{workdir}/checkpoints/*.orbax-checkpoint-tmp*"):
+        with contextlib.suppress(FileNotFoundError):  # it has become whole
+            found.add((path, os.stat(path).st_mtime_ns))
+    return found
+
+
+def logged(workdir):
+    path = Path(workdir, "metrics.jsonl")
+    return path.read_bytes() if path.exists() else b""
+
+
+def start_and_kill(arguments, environment, workdir, *, after="step", moment):
+    """Starts a run, kills it `moment` seconds after its start, a step, or the start of a save."""
+    log, left = logged(workdir), unfinished(workdir)
+    due = {
+        "start": lambda: True,
+        "step": lambda: not log.startswith(logged(workdir)),  # a start drops lines, and adds none
+        "save": lambda: bool(unfinished(workdir) - left),
+    }[after]
+    since = time.monotonic()
     process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < deadline:
-        if os.path.exists(log) and os.path.getsize(log) > before:  # a step is done: it saves
-            break
-        time.sleep(0.01)
-    time.sleep(moments.uniform(0, 0.5))
+    while not due():
+        assert process.poll() is None, "it ended, or failed, before it could be killed"
+        assert time.monotonic() < since + 900, f"no {after} in a quarter of an hour"
+        time.sleep(0.005)
+    seconds = time.monotonic() - since
+    time.sleep(moment)
     assert process.poll() is None, "it ended, or failed, before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
+    return Kill(seconds, bool(unfinished(workdir) - left), log.startswith(logged(workdir)))
 
 
 def test_twenty_kills(undisturbed, environment, tmp_path):
-    """SIGKILL at random moments of a run that saves all the time; then it ends, bit by bit."""
+    """SIGKILL at random moments of a run that saves all the time; then it ends, bit by bit.
+
+    By turns after a step, in a save, and anywhere from the start of the process to its first step:
+    while it imports, restores, compiles.
+    """
     workdir = str(tmp_path / "run")
     copy_assets(undisturbed, workdir)
     moments = random.Random(0)
-    log = os.path.join(workdir, "metrics.jsonl")
-    for _ in range(20):
-        start_and_kill(command(workdir), environment, log, moments)
+    longest = {"step": 0.5, "save": 0.05}
+    kills = []
+    for i in range(20):
+        after = ("step", "save", "start")[i % 3]
+        moment = moments.uniform(0, longest[after])
+        kills.append(
+            start_and_kill(command(workdir), environment, workdir, after=after, moment=moment)
+        )
+        if after == "step":
+            longest["start"] = kills[-1].seconds
+    assert any(kill.in_save for kill in kills), kills
+    assert any(kill.before_step for kill in kills), kills
     subprocess.run(command(workdir), env=environment, check=True, stderr=subprocess.DEVNULL)
     ours, theirs = weights(workdir), weights(undisturbed)
     for path in theirs:
         np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
-    with open(log, encoding="utf-8") as f:  # every batch once, and in its place
-        assert [json.loads(line)["step"] for line in f] == list(range(1, 61))
+    steps = [json.loads(line)["step"] for line in logged(workdir).splitlines()]
+    assert steps == list(range(1, 61))  # every batch once, and in its place
     assert losses(workdir) == losses(undisturbed)
 
 
@@ -89,19 +146,18 @@ def test_kills_and_other_meshes(undisturbed, environment, tmp_path):
     subprocess.run(command(alone, *gentle), env=environment, check=True, stderr=subprocess.DEVNULL)
     mesh = lambda r, f, t: [f"--config.mesh.{a}={n}" for a, n in zip(AXES, (r, f, t), strict=True)]  # noqa: E731
     moments = random.Random(1)
-    log = os.path.join(workdir, "metrics.jsonl")
     halves = "--config.compute.accumulation=2"
     for change in (mesh(2, 1, 4), mesh(1, 2, 1), [*mesh(1, 1, 4), halves]):
-        start_and_kill(command(workdir, *gentle, *change), environment, log, moments)
+        arguments, moment = command(workdir, *gentle, *change), moments.uniform(0, 0.5)
+        start_and_kill(arguments, environment, workdir, moment=moment)
     last = command(workdir, *gentle, *mesh(1, 1, 1))
     subprocess.run(last, env=environment, check=True, stderr=subprocess.DEVNULL)
-    ours, theirs, start = weights(workdir), weights(alone), weights(undisturbed)
+    ours, theirs, start = weights(workdir), weights(alone), weights_at_step_0(gentle)
     for path in theirs:
         np.testing.assert_allclose(ours[path], theirs[path], rtol=0, atol=1e-5, err_msg=path)
     moved = max(np.abs(theirs[path] - start[path]).max() for path in theirs)
     assert moved > 1e-3  # they do not agree by standing still
-    with open(log, encoding="utf-8") as f:
-        assert [json.loads(line)["step"] for line in f] == list(range(1, 61))
+    assert list(losses(workdir)) == list(range(1, 61))
 
 
 def test_two_processes_are_one_run(undisturbed, environment, tmp_path):
