@@ -144,6 +144,9 @@ def line_of(report):
 
 def test_the_page_says_what_the_reports_hold():
     section = PAGE.partition("## What a slice will hold")[2].partition("\n## ")[0]
-    table = re.findall(r"^\| ((?:\d × )?v\w+:.*) \|$", section, re.M)
-    told = sorted(line.split(" | ") for line in table)
+    lines = re.findall(r"^\| ((?:\d × )?v\w+:.*) \|$", section, re.M)
+    tables = [line.split(" | ") for line in lines]
+    told = sorted(cells for cells in tables if len(cells) > 3)
     assert told == sorted(map(line_of, REPORTS.values()))
+    largest = {cells[0].split(",")[0]: cells[1].split()[0] for cells in tables if len(cells) == 3}
+    assert largest == {line_of(r)[0]: str(r["largest_rows_per_group"]) for r in REPORTS.values()}
