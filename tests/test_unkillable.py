@@ -42,7 +42,8 @@ def weights(workdir):
 def weights_at_step_0(overrides):
     run = load_config(["--config", CONFIG, *LONG, *overrides])
     model = make_model(run, run_shapes(run))
-    return dotted(initial_params(run, model, run_mesh(run, jax.devices())))
+    params = dotted(initial_params(run, model, run_mesh(run, jax.devices())))
+    return {path: np.asarray(value) for path, value in params.items()}
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,7 @@ def test_kills_and_other_meshes(undisturbed, environment, tmp_path):
     ours, theirs, start = weights(workdir), weights(alone), weights_at_step_0(gentle)
     for path in theirs:
         np.testing.assert_allclose(ours[path], theirs[path], rtol=0, atol=1e-5, err_msg=path)
-    moved = max(np.abs(theirs[path] - start[path]).max() for path in theirs)
+    moved = max(np.abs(np.asarray(theirs[path]) - start[path]).max() for path in theirs)
     assert moved > 1e-3  # they do not agree by standing still
     assert list(losses(workdir)) == list(range(1, 61))
 
