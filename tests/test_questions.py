@@ -144,10 +144,9 @@ def test_an_answer_is_told_from_its_caption():
     assert split_answer("<think>\nIt rings.\n</think>\n\nyes") == ("", "yes")
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_planned_sizes_of_every_task_are_the_true_ones(task):
+def packed(profile, mixture):
     assets = load_assets(MINI)
-    source = PackedScenes(
+    return PackedScenes(
         CORPUS,
         assets.config,
         assets.tokenizer,
@@ -155,10 +154,15 @@ def test_planned_sizes_of_every_task_are_the_true_ones(task):
         shape=RowShape(768, 48),
         num_rows=100,
         seed=0,
-        profile="scene",
-        mixture={task: 1.0},
+        profile=profile,
+        mixture=mixture,
         cfg_dropout=0.0,
     )
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_planned_sizes_of_every_task_are_the_true_ones(task):
+    source = packed("scene", {task: 1.0})
     planned = source.plan_example(task, 11)
     example = source.example(planned)
     assert len(example) == planned.rows
@@ -168,27 +172,14 @@ def test_planned_sizes_of_every_task_are_the_true_ones(task):
 
 
 def test_questions_are_asked_of_the_scenes_with_whole_captions_alone():
-    assets = load_assets(MINI)
-
-    def source(profile):
-        return PackedScenes(
-            CORPUS,
-            assets.config,
-            assets.tokenizer,
-            assets.codec,
-            shape=RowShape(512, 24),
-            num_rows=100,
-            seed=0,
-            profile=profile,
-            mixture={"text_question": 0.3, "text_to_audio": 1.0},
-        )
-
-    mixed = source("crowded_whole")
+    mixture = {"text_question": 0.3, "text_to_audio": 1.0}
+    mixed = packed("crowded_whole", mixture)
     planned = [p for row in range(64) for p in mixed.planned_row(row)]
     terse = {task: {p.scene.template == TERSE for p in planned if p.task == task} for task in TASKS}
     assert terse["text_question"] == {False} and terse["text_to_audio"] == {False, True}
     with pytest.raises(ValueError, match="nothing can be asked"):
-        source("crowded_list")
+        packed("crowded_list", mixture)
+    assert packed("crowded_list", mixture | {"text_question": 0.0}).planned_row(0)
 
 
 def test_the_caption_is_a_target_of_the_captioned_tasks_alone(corpus, labels):

@@ -103,8 +103,6 @@ class PackedScenes:
         mixture = mixture or DEFAULT_MIXTURE
         if set(mixture) - set(TASKS):
             raise ValueError(f"tasks {sorted(set(mixture) - set(TASKS))} are none of {TASKS}")
-        if set(mixture) & set(DIALOGUES) and not full_captions(profile):
-            raise ValueError(f"of the profile {profile!r} nothing can be asked")
         self._corpus_dir = corpus_dir
         self._config = config
         self._tokenizer = tokenizer
@@ -118,6 +116,8 @@ class PackedScenes:
         self._shares = {
             t: mixture[t] / sum(mixture.values()) for t in sorted(mixture) if mixture[t] > 0
         }
+        if set(self._shares) & set(DIALOGUES) and not full_captions(profile):
+            raise ValueError(f"of the profile {profile!r} nothing can be asked")
         self._cfg_dropout = cfg_dropout
         self._plan = functools.lru_cache(maxsize=2)(self._plan_window)
 
