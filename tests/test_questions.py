@@ -171,12 +171,20 @@ def test_planned_sizes_of_every_task_are_the_true_ones(task):
     assert (row.segment_ids > 0).mean() > 0.5
 
 
-def test_questions_are_asked_of_the_scenes_with_whole_captions_alone():
-    mixture = {"text_question": 0.3, "text_to_audio": 1.0}
+def test_mere_lists_are_neither_asked_about_nor_in_one_profile_heard():
+    mixture = {"text_question": 0.3, "text_to_audio": 1.0, "audio_to_text": 1.0}
     mixed = packed("crowded_whole", mixture)
     planned = [p for row in range(64) for p in mixed.planned_row(row)]
     terse = {task: {p.scene.template == TERSE for p in planned if p.task == task} for task in TASKS}
-    assert terse["text_question"] == {False} and terse["text_to_audio"] == {False, True}
+    assert terse["text_question"] == terse["audio_to_text"] == {False}
+    assert terse["text_to_audio"] == {False, True}
+    early = packed("crowded_full", mixture)
+    assert {
+        p.scene.template == TERSE
+        for row in range(64)
+        for p in early.planned_row(row)
+        if p.task == "audio_to_text"
+    } == {False, True}
     with pytest.raises(ValueError, match="nothing can be asked"):
         packed("crowded_list", mixture)
     assert packed("crowded_list", mixture | {"text_question": 0.0}).planned_row(0)

@@ -101,7 +101,7 @@ def _choose(context: Context, directory: str) -> None:
         context.corpus,
         context.whisper,
         context.checkpoint,
-        counts={"digits": 14, "letters": 6},
+        counts={"digits": 20},  # letters are learned much later: until then they are noise
         seed=context.seed,
     )
     context.pipeline.sampling.update(chosen)

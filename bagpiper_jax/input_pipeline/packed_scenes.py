@@ -33,7 +33,12 @@ from bagpiper_jax.input_pipeline.scenes import (
     render_scene,
     turns,
 )
-from bagpiper_jax.input_pipeline.scenes.scene import full_captions, generator, world_of
+from bagpiper_jax.input_pipeline.scenes.scene import (
+    LISTS_SAID_ALONE,
+    full_captions,
+    generator,
+    world_of,
+)
 from bagpiper_jax.input_pipeline.scenes.tasks import DIALOGUES, Turn
 from bagpiper_jax.log_mel import mel_windows
 from bagpiper_jax.modeling.codec import Codec
@@ -184,9 +189,12 @@ class PackedScenes:
         number = window * _SCENES_PER_WINDOW
         for task, share in self._shares.items():
             left = share * budget
+            # of a caption that is a mere list nothing can be asked
+            needs_whole = task in DIALOGUES or (
+                task == "audio_to_text" and self._profile in LISTS_SAID_ALONE
+            )
             while left > 0:
-                # of a caption that is a mere list nothing can be asked
-                while task in DIALOGUES and world_of(self._profile, number).terse:
+                while needs_whole and world_of(self._profile, number).terse:
                     number += 1
                 planned = self.plan_example(task, number)
                 number += 1
