@@ -103,7 +103,17 @@ STANDS = {
         for words, start in (("audio", "audio"), ("captions", "caption"))
         for i in range(3)
     },
+    "similarity of sentences": [
+        *(f"cycle_from_{start}/rounds/2/scene/similarity" for start in ("audio", "caption")),
+        "cycle_from_audio/chance/similarity",
+    ],
+    "DNSMOS": [f"quality/mos/{of}" for of in ("rendered", "noise", "original", "codec")],
+    "similarity of the rendered voice": [
+        f"quality/voice/{of}" for of in ("rendered", "another_voice", "codec", "same_voice")
+    ],
+    "Fréchet distance": [f"quality/frechet/{of}" for of in ("rendered", "original", "codec")],
 }
+PLAIN = ("_f1", "similarity", "mos", "voice", "frechet")  # figures that are no shares
 
 
 @pytest.fixture(scope="module")
@@ -175,20 +185,12 @@ def test_the_readme_quotes_figures_of_the_ablations(start, measured):
 
 
 def forms(figure, path):
-    """What the README may write of a figure: fewer decimals or more, 100 for 100.0.
-
-    Fewer may be those of `results.md`, which has been rounded once: 0.2246 → 0.225 → 0.23.
-    """
-    percent = not path.endswith("_f1")
-    parts = [figure[part] * (100 if percent else 1) for part in ("value", "low", "high")]
-    few = 0 if percent else 2
-    for decimals, exact in (
-        (few, parts),
-        (few, [round(part, few + 1) + 1e-9 for part in parts]),
-        (few + 1, parts),
-    ):
-        value, low, high = (f"{part:.{decimals}f}" for part in exact)
-        text = f"{value}{' %' if percent else ''} ({low}–{high})"
+    """What the README may write of a figure: fewer decimals or more, 100 for 100.0."""
+    percent = not any(word in path for word in PLAIN)
+    value, low, high = (figure[part] * (100 if percent else 1) for part in ("value", "low", "high"))
+    for decimals in (0, 1) if percent else (1, 2, 3):
+        unit = " %" if percent else ""
+        text = f"{value:.{decimals}f}{unit} ({low:.{decimals}f}–{high:.{decimals}f})"
         yield from (text, text.replace("100.0", "100"))
 
 
