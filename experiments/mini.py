@@ -19,9 +19,9 @@ what there is to learn of captions as text is learned with them. "mixture" (25 m
 published mixture and lets the rate fall to its end. "longer" (an hour and a half on one core) goes
 on with other scenes, a rate that rises and falls once more, and more to render than to hear.
 "dialogues" goes on to questions about scenes and requests for them, each answered after a caption
-(caption-then-process), without forgetting what came before; the embedded model was made by the
-other five. Settings are ours unless marked (paper): arXiv 2602.05220, or (reference): ESPnet
-SpeechLM.
+(caption-then-process), without forgetting what came before. The embedded model was made by the
+other five, some of them twice and more, and by means of weights: docs/mini-model.md.
+Settings are ours unless marked (paper): arXiv 2602.05220, or (reference): ESPnet SpeechLM.
 """
 
 import os
@@ -113,6 +113,8 @@ def get_config(stage: str = "mixture") -> ml_collections.ConfigDict:
     elif stage == "longer":
         c.seed = 11  # other scenes than before
         c.steps = 3600
+        # with some mere lists to render: without any, how to speak them is forgotten
+        c.data.profile = "crowded_whole"
         c.optimizer.peak_lr = 1e-3
         # rendering is what is learned last; a few questions about captions, to be answered as text
         c.data.mixture = {"text_to_audio": 1.5, "audio_to_text": 1.0, "text_question": 0.3}

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bagpiper_jax.evaluation.tables import at
+from bagpiper_jax.evaluation.tables import at, interval_text
+from bagpiper_jax.evaluation.tables import rows as rows_of_results
 from bagpiper_jax.evaluation.text_metrics import Interval
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +58,10 @@ QUOTED = {
         for figure in (SPOKEN[2], "heard strings, WER")
     ],
 }
+JUDGES = (
+    "Whisper tiny.en (faster-whisper, int8, beam 1, temperature 0)",
+    "Moonshine tiny-en (moonshine-voice, whole clip)",
+)
 # row of "Where it stands" → figures of the mini checkpoint's results.json
 STANDS = {
     "quoted digit and letter strings": [
@@ -107,13 +112,18 @@ STANDS = {
         *(f"cycle_from_{start}/rounds/2/scene/similarity" for start in ("audio", "caption")),
         "cycle_from_audio/chance/similarity",
     ],
+    "digits rendered among other sounds": [
+        f"quality/wer/{judge}/{of}/digits" for of in ("rendered", "original") for judge in JUDGES
+    ],
     "DNSMOS": [f"quality/mos/{of}" for of in ("rendered", "noise", "original", "codec")],
     "similarity of the rendered voice": [
         f"quality/voice/{of}" for of in ("rendered", "another_voice", "codec", "same_voice")
     ],
-    "Fréchet distance": [f"quality/frechet/{of}" for of in ("rendered", "original", "codec")],
+    "Fréchet distance": [
+        f"quality/frechet/{of}" for of in ("rendered", "noise", "original", "codec")
+    ],
 }
-PLAIN = ("_f1", "similarity", "mos", "voice", "frechet")  # figures that are no shares
+PLAIN = {"events_f1", "sounds_f1", "similarity", "mos", "voice", "frechet"}  # are no shares
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +196,7 @@ def test_the_readme_quotes_figures_of_the_ablations(start, measured):
 
 def forms(figure, path):
     """What the README may write of a figure: fewer decimals or more, 100 for 100.0."""
-    percent = not any(word in path for word in PLAIN)
+    percent = not PLAIN & set(path.split("/"))
     value, low, high = (figure[part] * (100 if percent else 1) for part in ("value", "low", "high"))
     for decimals in (0, 1) if percent else (1, 2, 3):
         unit = " %" if percent else ""
@@ -201,3 +211,21 @@ def test_where_it_stands_quotes_the_figures_beside_the_weights(start):
     for path in STANDS[start]:
         told = list(forms(at(results, path.split("/")), path))
         assert any(re.search(rf"(?<![\d.]){re.escape(form)}", text) for form in told), (path, told)
+
+
+def test_before_and_after_has_the_figures_beside_the_weights():
+    results = json.loads((ROOT / "bagpiper_jax/checkpoints/mini/results.json").read_text())
+    text = (ROOT / "docs" / "mini-model.md").read_text()
+    assert results["weights_sha256"][:12] in text
+    judges = {name: name.split()[0] for name in results["quality"]["wer"]}
+    found = {}
+    for figure in rows_of_results(results):
+        label = figure.label
+        for judge, short in judges.items():
+            label = label.replace(judge, short)
+        found[figure.name, label] = interval_text(figure.value)
+    told = [line.strip("| ").split(" | ") for line in text.splitlines() if "Δ" in line]
+    told = [cells for cells in told if len(cells) > 3]
+    assert len(told) > 90
+    for name, label, _, now, *_ in told:
+        assert now.split("; Δ")[0] == found[name, label], (name, label)

@@ -53,10 +53,10 @@ def choose_sampling(
 ) -> dict[str, Sampling]:
     """Picks temperature and guidance, then the least number of rows, by Whisper's error rate.
 
-    The grid is tried on some scenes, the best of it on those and more. It looks at the split
-    dev only. Of equal settings the earlier in the grid wins, so the lower temperature and guidance.
-    Writes the choice to `sampling.json` in `checkpoint`, which `Pipeline.load` reads, and every
-    trial to `sampling_trials.json`.
+    The grid is tried on some scenes, the best of it, and other least numbers of rows, on those and
+    more, all of the split dev. Of equal settings the earlier in the grid wins, so the lower
+    temperature and guidance. Writes the choice to `sampling.json` in `checkpoint`, which
+    `Pipeline.load` reads, and every trial to `sampling_trials.json`.
 
     Args:
       pipe: the checkpoint's pipeline.
@@ -73,28 +73,31 @@ def choose_sampling(
     trials: list[dict[str, Any]] = []
 
     def trial(stage: str, spoken: list[Spoken], sampling: Sampling) -> float:
-        name = f"T={sampling.temperature:g} cfg={sampling.cfg:g} min_rows={sampling.min_rows}"
+        name = f"{stage}: T={sampling.temperature:g} cfg={sampling.cfg:g} least={sampling.min_rows}"
         heard = hear(whisper, render(pipe, spoken, sampling, seed, name), name)
         counted = [errors_of(s, text) for s, text in zip(spoken, heard, strict=True)]
         rate = text_metrics.word_error_rate(counted, seed=seed)
         trials.append({"stage": stage, **dataclasses.asdict(sampling), "wer": rate._asdict()})
         return rate.value
 
-    def tried(stage: str, spoken: list[Spoken], options: list[Sampling]) -> list[Sampling]:
-        """The options, the best first."""
-        reached = {option: trial(stage, spoken, option) for option in options}
-        return sorted(options, key=reached.__getitem__)
+    def best_first(reached: dict[Sampling, float]) -> list[Sampling]:
+        return sorted(reached, key=reached.__getitem__)
 
     some = spoken_scenes(corpus, "dev", counts, seed)
     grid = [
         dataclasses.replace(settings["audio"], temperature=temperature, cfg=cfg)
         for temperature, cfg in itertools.product(TEMPERATURES, CFGS)
     ]
-    finalists = set(tried("grid", some, grid)[:FINALISTS])
+    finalists = best_first({option: trial("grid", some, option) for option in grid})[:FINALISTS]
     all_ = spoken_scenes(corpus, "dev", more, seed)
-    best = tried("final", all_, [option for option in grid if option in finalists])[0]
-    lengths = [dataclasses.replace(best, min_rows=rows) for rows in MIN_ROWS]
-    settings["audio"] = tried("min_rows", some, lengths)[0]
+    final = {option: trial("final", all_, option) for option in grid if option in finalists}
+    best = best_first(final)[0]
+    lengths = {best: final[best]}
+    for rows in MIN_ROWS:
+        option = dataclasses.replace(best, min_rows=rows)
+        if option != best:
+            lengths[option] = trial("min_rows", all_, option)
+    settings["audio"] = best_first(lengths)[0]
 
     chosen = {kind: dataclasses.asdict(sampling) for kind, sampling in settings.items()}
     notes = {"split": "dev", "counts": {"grid": counts, "final": more}, "seed": seed}
@@ -105,7 +108,10 @@ def choose_sampling(
 
 
 def sampling_source(checkpoint: str, audio: Sampling) -> str:
-    """Where a checkpoint's audio settings come from, as far as the files beside it prove."""
+    """Where a checkpoint's audio settings come from, as far as the files beside it prove.
+
+    Trials that do not tell what was chosen, as before 2026-11-30, prove nothing.
+    """
     path = os.path.join(checkpoint, TRIALS_FILE)
     try:
         with open(path, encoding="utf-8") as file:

@@ -105,8 +105,9 @@ MIXES = {
     # A long training without any bare captions forgot how to speak them.
     "crowded_whole": ("spelling", "scene", "crowded", "words", "scene", "crowded_list"),
 }
-# of these, mere lists are said and not heard: a model that had also heard some among whole captions
-# described one scene in ten as barely
+# In these mixes mere lists are rendered only, never the answer to audio: with some of them among
+# whole captions a model described one scene in ten by a list. `full` and `crowded_full`, of an
+# earlier stage, have both.
 LISTS_SAID_ALONE = ("crowded_whole",)
 PROFILE_NAMES = (*PROFILES, *MIXES)
 
