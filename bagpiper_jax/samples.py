@@ -16,7 +16,8 @@ from bagpiper_jax.training.config import RunConfig
 from bagpiper_jax.training.metrics import MetricsLog
 
 _TEXT = Sampling(temperature=0.0, top_k=1, cfg=1.0, min_rows=1, max_rows=128)
-_AUDIO = Sampling(temperature=0.0, top_k=1, cfg=1.5, min_rows=30, max_rows=400)
+# at temperature 0 a scene loses most of its events: docs/mini-model.md
+_AUDIO = Sampling(temperature=0.6, top_k=20, cfg=1.5, min_rows=30, max_rows=400)
 
 
 class SceneSamples:
