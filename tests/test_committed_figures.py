@@ -1,4 +1,4 @@
-"""Figures in docs/ablations.md and the README are those of the JSON files beside them."""
+"""Figures in docs/ablations.md, docs/mini-model.md and the README are those of the JSON files."""
 
 import json
 import re

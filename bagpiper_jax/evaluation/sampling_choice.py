@@ -110,7 +110,7 @@ def choose_sampling(
 def sampling_source(checkpoint: str, audio: Sampling) -> str:
     """Where a checkpoint's audio settings come from, as far as the files beside it prove.
 
-    Trials that do not tell what was chosen, as before 2026-11-30, prove nothing.
+    Trials that do not tell what was chosen prove nothing.
     """
     path = os.path.join(checkpoint, TRIALS_FILE)
     try:
